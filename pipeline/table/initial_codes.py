@@ -15,15 +15,14 @@ from pipeline.storage import Shard, one_line
 from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
-from pipeline.table.schema import STYLE_DIM, codes_array
+from pipeline.table.schema import code_type, codes_array
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.statements import condition
 
 
 def initial_codes_schema(n_styles: int) -> pa.Schema:
     """Return the schema of the initial codes of a part: `image_id` and `w_plus`, float32."""
-    code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
-    return pa.schema([("image_id", pa.string()), ("w_plus", code)])
+    return pa.schema([("image_id", pa.string()), ("w_plus", code_type(pa.float32(), n_styles))])
 
 
 def open_initial_table(uri: str) -> Table:

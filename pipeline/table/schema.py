@@ -7,7 +7,7 @@ types that it has in each reader.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +35,9 @@ _TEXT = pa.string()
 _REALS = pa.list_(_REAL)
 
 
-def _matrix(kind: pa.DataType, rows: int, columns: int) -> pa.DataType:
-    return pa.list_(pa.list_(kind, columns), rows)
+def code_type(kind: pa.DataType, n_styles: int) -> pa.DataType:
+    """Return the type of a code [n_styles, 512] of numbers of a type."""
+    return pa.list_(pa.list_(kind, STYLE_DIM), n_styles)
 
 
 _IDS = {
@@ -87,7 +88,7 @@ class Columns:
     def latents_schema(self) -> pa.Schema:
         """Return the Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
-        code = _matrix(kind, self.n_styles, STYLE_DIM)
+        code = code_type(kind, self.n_styles)
         turn = TURN_COLUMN if self.turn_deg else {}
         face = {**SOURCE_COLUMNS, **turn, **ALIGNMENT_COLUMNS}
         columns = {**_IDS, **face, "w_plus": code, **_METHOD, **_METRICS}
@@ -95,14 +96,11 @@ class Columns:
             columns["w_plus_per_step"] = pa.list_(code)
         if self.identity:
             columns[IDENTITY] = pa.list_(kind)
-        columns |= {name: pa.binary() for name in self._pictures()}
+        pictures = ("aligned_jpeg", "reconstruction_jpeg")
+        columns |= {name: pa.binary() for name in pictures if getattr(self, name)}
         columns |= _EDIT if self.edited else {}
         columns |= {name: arrow_type(kind) for name, kind in self.kept}
         return _schema(columns, _REQUIRED)
-
-    def _pictures(self) -> list[str]:
-        names = ("aligned_jpeg", "reconstruction_jpeg")
-        return [name for name in names if getattr(self, name)]
 
 
 def check_kept(names: Iterable[str], *, identity: bool = False) -> None:
@@ -111,14 +109,16 @@ def check_kept(names: Iterable[str], *, identity: bool = False) -> None:
     A field named `identity` is only refused with `identity`, the request for that column: tables
     with such a field are older than the column.
     """
-    switches: dict[str, Any] = {
-        field.name: True
-        for field in fields(Columns)
-        # A table of images, which may keep fields of the input, is never an edited one.
-        if str(field.type) == "bool" and field.name != "edited"
-    }
-    switches[IDENTITY] = identity
-    own = {name.lower() for name in Columns(1, **switches).latents_schema().names}
+    # A table of images, which may keep fields of the input, is never an edited one.
+    columns = Columns(
+        n_styles=1,
+        all_steps=True,
+        aligned_jpeg=True,
+        reconstruction_jpeg=True,
+        turn_deg=True,
+        identity=identity,
+    )
+    own = {name.lower() for name in columns.latents_schema().names}
     taken = [name for name in names if name.lower() in own]
     if taken:
         raise ConfigError(
