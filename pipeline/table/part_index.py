@@ -52,7 +52,7 @@ RowKey = tuple[str, str, str]
 
 def write_part_index(store: Store, parts: Iterable[PartRecord]) -> str:
     """Write one file of the part index; return its name."""
-    return write_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
+    return write_rows(store, _FOLDER, [vars(part) for part in parts], _SCHEMA)
 
 
 def indexed_parts(store: Store) -> Iterator[PartRecord]:

@@ -93,10 +93,6 @@ class PartRecord:
         """Counts and metric sums of the part; `TableError` if `figures` is damaged."""
         return Stats.from_text(self.figures, self.counts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `PartRecord(**fields)` takes them."""
-        return asdict(self)
-
     def has_counts_of(self, other: PartRecord) -> bool:
         """Return whether both hold as many samples, faces and rejects."""
         return self.counts == other.counts
