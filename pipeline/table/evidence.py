@@ -20,25 +20,23 @@ from pipeline.storage.patterns import has_braces, has_glob
 from pipeline.table.forgetting.forgotten import FORGOTTEN
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
-from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
+from pipeline.table.spec import (
+    EARLIER_VALUES,
+    SPEC_NAME,
+    TableSpec,
+    config_name,
+    read_json,
+    to_json,
+)
 
-# Settings that the config repeats, and the name there.
-_REPEATED = {
-    "columns.aligned_jpeg": "keep_crops",
-    "columns.all_steps": "keep_steps",
-    "columns.identity": "keep_identity",
-    "columns.reconstruction_jpeg": "keep_reconstructions",
-    "columns.w_plus_dtype": "latent_dtype",
-    "layout.files_per_shard": "files_per_shard",
-    "layout.image_column": "image_column",
-    "layout.image_field": "image_field",
-    "layout.limit": "limit",
-    "layout.sniff": "sniff",
-    "settings.best_step_by": "best_step_by",
-    "settings.identity_steps": "identity_steps",
-    "settings.precision": "precision",
-    "settings.alignment.faces": "faces",
-}
+# Settings that the config repeats, under the names of their flags.
+_REPEATED = (
+    *("columns.aligned_jpeg", "columns.all_steps", "columns.identity"),
+    *("columns.reconstruction_jpeg", "columns.w_plus_dtype", "layout.files_per_shard"),
+    *("layout.image_column", "layout.image_field", "layout.limit", "layout.sniff"),
+    *("settings.best_step_by", "settings.identity_steps", "settings.precision"),
+    "settings.alignment.faces",
+)
 _MODEL_FIELDS = ("name", "domain", "source", "licence")
 _SHORTENED = re.compile(r"~[0-9a-f]{64}\Z")  # end of a source URI that was cut to the limit
 
@@ -63,7 +61,8 @@ def check_spec(store: Store, spec: TableSpec, *, weights: bool) -> None:
         spec.columns.w_plus_dtype in ("float16", "float32"),
         f"{SPEC_NAME}: w_plus_dtype is '{spec.columns.w_plus_dtype}', neither float16 nor float32",
     )
-    for path, name in _REPEATED.items():
+    for path in _REPEATED:
+        name = config_name(path)
         given = spec.config.get(name)
         # Codes that were imported without images have no file types to detect.
         if given is not None and (path != "layout.sniff" or _has_images(spec)):
