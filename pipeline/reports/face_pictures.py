@@ -57,7 +57,7 @@ def face_pictures(
 def _reconstruction(model: RestyleModel, row: dict[str, Any]) -> Pixels:
     if row.get("reconstruction_jpeg"):
         return decoded(row["reconstruction_jpeg"])
-    codes = torch.from_numpy(row["w_plus"][None])
+    codes = torch.tensor(row["w_plus"][None])
     codes = codes.to(model.latent_avg.device)
     (frame,) = render_each(model, codes)
     return to_pixels(pooled(frame, model.input_size))

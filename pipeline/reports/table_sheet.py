@@ -98,7 +98,7 @@ class _Rows:
     def steps(self, face: dict[str, Any]) -> list[Pixels]:
         """Render the kept steps of a face, or the best one alone."""
         codes = face["w_plus_per_step"] if "w_plus_per_step" in face else face["w_plus"][None]
-        frames = render_each(self.model, torch.from_numpy(codes))
+        frames = render_each(self.model, torch.tensor(codes))
         return [to_pixels(pooled(frame, self.model.input_size)) for frame in frames]
 
 
