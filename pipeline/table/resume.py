@@ -12,7 +12,7 @@ from itertools import islice
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
-from pipeline.table.part_files import Files, PartFiles, files_of
+from pipeline.table.part_files import Files, PartFiles, files_of, list_names
 from pipeline.table.part_index import PartIndex, RowKey
 from pipeline.table.parts import (
     LATENTS,
@@ -120,7 +120,13 @@ class States:
         state = _committed_state(self.store, shard, record)
         if state:
             self._unindexed[shard.shard_id] = record
-        return state or _stale_state(shard, self._files.of_committed(record))
+        return state or ShardState(
+            shard,
+            stale=(
+                manifest_name(shard.shard_id),
+                *sorted(list_names(self.store, shard.shard_id, record.n_parts)),
+            ),
+        )
 
     def _open_state(
         self,
@@ -181,11 +187,6 @@ def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardSt
     if (record.etag, record.size) != (shard.etag, shard.size):
         return None
     return ShardState(shard, Counts(shards=1, samples=record.samples, parts=record.n_parts))
-
-
-def _stale_state(shard: Shard, files: Files) -> ShardState:
-    """Return the state of a shard that has changed since it was committed."""
-    return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
 
 
 def _whole_parts(shard: Shard, files: Files) -> list[int]:
