@@ -155,16 +155,14 @@ class CommittedShards:
         audit = Audit()
         indexed = _read_index(store, audit)
         self.distrusted = audit.finds_mismatch(store)
-        self._indexed = self._select_listed(
-            store, *(_empty_index() if self.distrusted else indexed)
-        )
+        self._indexed = self._select_listed(store, _EMPTY if self.distrusted else indexed)
 
-    def _select_listed(self, store: Store, manifests: _Integers, indexed: _Integers) -> _Integers:
-        """Return the columns of `indexed` with a listed manifest; keep the other manifests.
+    def _select_listed(self, store: Store, indexed: _Integers) -> _Integers:
+        """Return the columns of `indexed` [5, n] with a listed manifest; keep the other manifests.
 
-        `manifests` are the sorted hashes of id and manifest etag [n], `indexed` is [4, n]. The
-        result is sorted by the hash of the shard's id.
+        The result [4, m] is without the hashes of manifests, sorted by the hash of the shard's id.
         """
+        manifests, indexed = indexed[-1].copy(), indexed[:-1]
         is_listed = np.zeros(len(manifests), bool)
         listing = manifest_etags(store)
         while batch := list(islice(listing, _BATCH)):
@@ -213,19 +211,14 @@ class CommittedShards:
         return self._unindexed.get(shard_id)
 
 
-def _empty_index() -> tuple[_Integers, _Integers]:
-    return _EMPTY[-1].copy(), _EMPTY[:-1]
-
-
-def _read_index(store: Store, audit: Audit) -> tuple[_Integers, _Integers]:
-    """Read the index: sorted hashes of id and manifest etag [n], and their columns [4, n]."""
+def _read_index(store: Store, audit: Audit) -> _Integers:
+    """Read the index: its `_columns` [5, n], sorted by the hash of the manifest."""
     columns_by_file = [_EMPTY]
     for records in index_rows(store):
         audit.add(records)
         columns_by_file.append(_columns(records))
     columns = np.concatenate(columns_by_file, axis=1)
-    columns = columns[:, np.argsort(columns[-1])]
-    return columns[-1].copy(), columns[:-1]
+    return columns[:, np.argsort(columns[-1])]
 
 
 _EMPTY = np.empty((5, 0), np.int64)
@@ -282,7 +275,9 @@ def read_tables(
 
     `defaults` are the values of columns that a file may lack.
     """
-    names = _names(store, folder)
+    names: list[str] = []
+    with suppress(StorageError):  # an index is a cache
+        names = store.names(folder)
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(names), _THREADS):
             group = names[first : first + _THREADS]
@@ -295,13 +290,6 @@ def read_tables(
 def rows_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     """Yield the rows, in the order of the columns."""
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-
-def _names(store: Store, folder: str) -> list[str]:
-    try:
-        return store.names(folder)
-    except StorageError:
-        return []
 
 
 def _read(
