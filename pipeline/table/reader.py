@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -221,10 +221,11 @@ class Table:
     @cached_property
     def _shards_view(self) -> pa.Table:
         """Return the rows of the view `shards`, for queries that name it: one read per shard."""
-        rows = [{**asdict(shard), "parts": len(shard.parts)} for shard in self.shards()]
-        return pa.Table.from_pylist(
-            [{name: row[name] for name in _SHARDS.names} for row in rows], schema=_SHARDS
-        )
+        rows = [
+            shard.to_row() | {"kind": shard.kind, "part_size": shard.part_size}
+            for shard in self.shards()
+        ]
+        return pa.Table.from_pylist(rows, schema=_SHARDS)
 
     @cached_property
     def _runs_view(self) -> pa.Table:
