@@ -28,14 +28,14 @@ from pipeline.metrics.registry import PER_STEP  # noqa: E402
 from pipeline.storage import Shard, list_shards  # noqa: E402
 from pipeline.table import (  # noqa: E402
     Counts,
-    PartIndex,
     PartRecord,
     ShardRecord,
     TableWriter,
     open_for_writing,
     open_table,
-    table_stats,
 )
+from pipeline.table.part_index import PartIndex  # noqa: E402
+from pipeline.table.shard_index import table_stats  # noqa: E402
 from pipeline.table.shard_records import manifest_name  # noqa: E402
 from pipeline.table.spec import to_json  # noqa: E402
 from pipeline.table.stats import MetricSums, Stats  # noqa: E402

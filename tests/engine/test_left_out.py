@@ -19,7 +19,8 @@ from pipeline.engine.run import run_job
 from pipeline.engine.stages import Align, Read, Write
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store, list_shards
-from pipeline.table import RunRecord, Table, open_table, write_card
+from pipeline.table import RunRecord, Table, open_table
+from pipeline.table.card import write_card
 from pipeline.table.status import table_status
 from tests.faults.light import execute_in_order
 from tests.faults.stages import HASHED, HashedInvert

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.table import Counts, open_table, table_stats, write_card
+from pipeline.table import Counts, open_table
 from pipeline.table.audit import Audit
-from pipeline.table.shard_index import ShardRecord, write_index
+from pipeline.table.card import write_card
+from pipeline.table.shard_index import ShardRecord, table_stats, write_index
 from pipeline.table.shard_records import manifest_etags, manifest_name, read_shard_record
 from pipeline.table.status import table_status
 from tests.table.rows import shard, write_shard, writer

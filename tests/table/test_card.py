@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from pipeline.storage import Store
-from pipeline.table import is_card_current, kept_readme, open_table, shard_index, write_card
+from pipeline.table import open_table, shard_index
+from pipeline.table.card import is_card_current, kept_readme, write_card
 from pipeline.table.shard_index import write_index
 from tests.storage.archives import let_the_disk_s_clock_move_on
 from tests.table.rows import commit, face_row, shard, write_shard, writer

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.storage import Shard, Store
-from pipeline.table import Orphans, TableWriter, open_table, part_files
+from pipeline.table import TableWriter, open_table, part_files
 from pipeline.table import cleanup as cleanup_module
 from pipeline.table import resume as resume_module
+from pipeline.table.cleanup import Orphans
 from tests.table.rows import COUNTS_OF_ONE, face_row, shard, state_of, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]

@@ -19,13 +19,13 @@ import pytest
 from pipeline.errors import RequestError, StorageError, TableError
 from pipeline.images.rejects import RejectReason
 from pipeline.storage import Store
-from pipeline.table import Table, TableWriter, open_table, table_stats
+from pipeline.table import Table, TableWriter, open_table
 from pipeline.table.forgetting.erase import Erased, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
 from pipeline.table.forgetting.leftovers import BLANKED, blank_mentions, leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
-from pipeline.table.shard_index import index_rows, write_index
+from pipeline.table.shard_index import index_rows, table_stats, write_index
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
 from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, state_of, writer

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store
-from pipeline.table import InitialCodes, check_condition, initial_codes, open_table
+from pipeline.table import InitialCodes, initial_codes, open_table
+from pipeline.table.initial_codes import check_condition
 from pipeline.table.queries import connect
 from pipeline.table.schema import codes_of
 from tests.table.rows import code, shard, write_shard, writer

@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table import PartIndex, PartRecord, TableWriter, open_table, part_index
+from pipeline.table import PartRecord, TableWriter, open_table, part_index
 from pipeline.table import resume as resume_module
 from pipeline.table import writer as writer_module
+from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartKey, read_part_record
 from pipeline.table.shard_index import write_index
 from pipeline.table.stats import Stats

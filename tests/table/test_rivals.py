@@ -8,14 +8,9 @@ import pytest
 
 from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store
-from pipeline.table import (
-    PartIndex,
-    PartRecord,
-    ShardRecord,
-    TableWriter,
-    open_table,
-)
+from pipeline.table import PartRecord, ShardRecord, TableWriter, open_table
 from pipeline.table import writer as writer_module
+from pipeline.table.part_index import PartIndex
 from pipeline.table.resume import States
 from tests.table.rows import (
     face_row,

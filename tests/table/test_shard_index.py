@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Shard
-from pipeline.table import Counts, TableWriter, table_stats
+from pipeline.table import Counts, TableWriter
 from pipeline.table import resume as resume_module
-from pipeline.table.shard_index import CommittedShards, indexed_records, write_index
+from pipeline.table.shard_index import CommittedShards, indexed_records, table_stats, write_index
 from pipeline.table.shard_records import ShardRecord, manifest_etags, manifest_name
 from pipeline.table.shard_records import read_shard_record as read_one
 from pipeline.table.spec import to_json

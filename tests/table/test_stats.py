@@ -17,10 +17,11 @@ from pipeline.metrics.registry import BEST_ALONE, PER_STEP
 from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.table_numbers import table_numbers
 from pipeline.storage import LeftOut
-from pipeline.table import Counts, open_table, table_stats
+from pipeline.table import Counts, open_table
 from pipeline.table.parts import read_metadata
 from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.selection import Selection
+from pipeline.table.shard_index import table_stats
 from pipeline.table.shard_records import read_shard_record
 from pipeline.table.stats import MetricSums, Stats
 from tests.table.rows import COLUMNS, face_row, reject_row, shard, state_of, write_shard, writer

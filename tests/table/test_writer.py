@@ -13,13 +13,8 @@ import pytest
 
 from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
-from pipeline.table import (
-    Columns,
-    Counts,
-    PartIndex,
-    TableWriter,
-    open_table,
-)
+from pipeline.table import Columns, Counts, TableWriter, open_table
+from pipeline.table.part_index import PartIndex
 from pipeline.table.resume import States
 from pipeline.table.runs import put_run
 from pipeline.table.spec import read_spec
