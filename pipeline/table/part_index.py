@@ -91,8 +91,9 @@ def _footer_counts(store: Store, name: str) -> Counts:
         metadata = read_metadata(store, name)
     except PipelineError:
         return Counts()
-    counts: dict[str, Any] = {name: int(metadata.get(name) or 0) for name in COUNTS}
-    return Counts(**counts)
+    counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
+    is_whole = all(type(count) is int for count in counts.values())
+    return Counts(**counts) if is_whole else Counts()
 
 
 class IndexedParts:
