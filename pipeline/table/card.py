@@ -119,13 +119,10 @@ def kept_readme(table: Table) -> str:
 
 def has_other_readme(store: Store) -> bool:
     """Return whether the table has a README.md that is not the card, or was edited."""
-    return store.exists(CARD_NAME) and not is_card(store.get(CARD_NAME))
-
-
-def is_card(content: bytes) -> bool:
-    """Return whether this is an unedited card of this or an earlier version of `write_card`."""
-    text = content.decode(errors="replace")
-    return _is_signed(text) or _is_earlier_card(text)
+    if not store.exists(CARD_NAME):
+        return False
+    text = store.get(CARD_NAME).decode(errors="replace")
+    return not (_is_signed(text) or _is_earlier_card(text))
 
 
 def _is_signed(text: str) -> bool:
@@ -141,7 +138,7 @@ def _is_earlier_card(text: str) -> bool:
 
 
 def signed(text: str) -> str:
-    """Return a card with its signature, by which `is_card` knows it."""
+    """Return a card with its signature, by which later runs know it."""
     return text + _signature(text)
 
 
