@@ -264,7 +264,8 @@ def _named_tables(tree: Any) -> set[str]:
     Outside its scope such a name means whatever DuckDB has under it. So it may not be the name of a
     file or of an internal view.
     """
-    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
+    maps = [each for node in _nodes(tree) if isinstance(each := node.get("cte_map"), dict)]
+    named = {str(entry["key"]) for each in maps for entry in each["map"]}
     named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
     tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
     if taken := sorted(tables & _names(_CATALOG)):
@@ -273,11 +274,6 @@ def _named_tables(tree: Any) -> set[str]:
             "another name"
         )
     return tables
-
-
-def _entries(node: dict[str, Any]) -> list[Any]:
-    cte_map = node.get("cte_map")
-    return cte_map["map"] if isinstance(cte_map, dict) else []
 
 
 def _is_source(node: dict[str, Any]) -> bool:
