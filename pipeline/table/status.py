@@ -302,21 +302,16 @@ def _use_listed_input(status: Status, commits: _Commits, spec: TableSpec) -> Non
         return
     length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
     options = ReadOptions(sniff=bool(layout.get("sniff", False)))
-    with suppress(PipelineError):  # the input cannot be reached from here
-        shards = list_shards(_input_of(spec), files_per_shard=length, options=options)
-        _compare(status, commits, shards)
-
-
-def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None:
     counts = dict.fromkeys(("shards_total", "bytes_total", "shards_left", "bytes_left"), 0)
-    for shard in shards:
-        counts["shards_total"] += 1
-        counts["bytes_total"] += shard.size
-        if not commits.has(shard):
-            counts["shards_left"] += 1
-            counts["bytes_left"] += shard.size
-    for name, count in counts.items():
-        setattr(status, name, count)
+    with suppress(PipelineError):  # the input cannot be reached from here
+        for shard in list_shards(_input_of(spec), files_per_shard=length, options=options):
+            counts["shards_total"] += 1
+            counts["bytes_total"] += shard.size
+            if not commits.has(shard):
+                counts["shards_left"] += 1
+                counts["bytes_left"] += shard.size
+        for name, count in counts.items():
+            setattr(status, name, count)
 
 
 def _input_of(spec: TableSpec) -> str:
