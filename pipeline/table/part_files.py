@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 
 from pipeline.storage import ObjectInfo, Store, is_local
-from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
+from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_names
 from pipeline.table.shard_index import CommittedShards
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 
@@ -33,9 +33,8 @@ def list_names(store: Store, shard_id: str, parts: int) -> set[str]:
     """
     if not is_local(store.root):
         return set(files_of(store, shard_id))
-    kinds = (LATENTS, REJECTS)
-    names = (part_name(kind, shard_id, part) for kind in kinds for part in range(parts + 1))
-    return {name for name in names if store.exists(name)}
+    names = (name for part in range(parts + 1) for name in part_names(shard_id, part))
+    return set(filter(store.exists, names))
 
 
 def infos_of(store: Store, shard_ids: Sequence[str]) -> list[dict[str, ObjectInfo]]:

@@ -103,6 +103,11 @@ def part_name(kind: str, shard_id: str, part: int) -> str:
     return f"{kind}/{shard_id}-{part:05d}.parquet"
 
 
+def part_names(shard_id: str, part: int) -> tuple[str, str]:
+    """Return the names of a part's latents and rejects."""
+    return part_name(LATENTS, shard_id, part), part_name(REJECTS, shard_id, part)
+
+
 def parse_part_name(name: str) -> tuple[str, int] | None:
     """Return the shard's id and the part's number; None if it is not the name of a part."""
     match = _PART_NAME.fullmatch(name)

@@ -15,12 +15,10 @@ from pipeline.table.cleanup import Orphans
 from pipeline.table.part_files import Files, PartFiles, files_of, list_names
 from pipeline.table.part_index import PartIndex, RowKey
 from pipeline.table.parts import (
-    LATENTS,
-    REJECTS,
     PartKey,
     PartRecord,
     parse_part_name,
-    part_name,
+    part_names,
     read_part_record,
 )
 from pipeline.table.shard_index import (
@@ -62,7 +60,7 @@ class ShardState:
         """Return the state with these parts marked as stale, so that they are done again."""
         dropped = set(numbers)
         kept = {number: part for number, part in self.parts.items() if number not in dropped}
-        names = (name for part in sorted(dropped) for name in _names(self.shard, part))
+        names = (name for part in sorted(dropped) for name in part_names(self.shard.shard_id, part))
         return replace(self, parts=kept, stale=(*self.stale, *names))
 
 
@@ -137,8 +135,8 @@ class States:
     ) -> ShardState:
         """Return the state of a shard without a manifest; read the footers of unindexed parts."""
         parts, unread = {}, []
-        for part in _whole_parts(shard, files):
-            key, (latents, rejects) = self.key_of(shard, part), _names(shard, part)
+        for part in _whole_parts(shard.shard_id, files):
+            key, (latents, rejects) = self.key_of(shard, part), part_names(shard.shard_id, part)
             record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
             if record:
                 parts[part] = record
@@ -146,7 +144,7 @@ class States:
                 unread.append(key)
         records = footers.map(partial(read_part_record, self.store), unread)
         parts |= {record.part: record for record in records if record}
-        taken = {name for part in parts for name in _names(shard, part)}
+        taken = {name for part in parts for name in part_names(shard.shard_id, part)}
         return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
 
     def _index_manifests(self) -> None:
@@ -189,12 +187,7 @@ def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardSt
     return ShardState(shard, Counts(shards=1, samples=record.samples, parts=record.n_parts))
 
 
-def _whole_parts(shard: Shard, files: Files) -> list[int]:
+def _whole_parts(shard_id: str, files: Files) -> list[int]:
     """Return the numbers of the parts that have both files."""
     numbers = {parsed[1] for name in files if (parsed := parse_part_name(name))}
-    return [part for part in sorted(numbers) if all(name in files for name in _names(shard, part))]
-
-
-def _names(shard: Shard, part: int) -> tuple[str, str]:
-    """Return the names of a part's latents and rejects."""
-    return part_name(LATENTS, shard.shard_id, part), part_name(REJECTS, shard.shard_id, part)
+    return [part for part in sorted(numbers) if files.keys() >= {*part_names(shard_id, part)}]

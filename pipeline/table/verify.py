@@ -39,6 +39,7 @@ from pipeline.table.parts import (
     damage_reported,
     decode_metadata,
     part_name,
+    part_names,
     stats_in,
 )
 from pipeline.table.schema import rejects_schema
@@ -187,11 +188,7 @@ class _ShardCheck:
 
     def __call__(self, shard: str) -> tuple[ShardRecord, dict[str, int], set[str], list[str]]:
         record = read_shard_record(self.store, shard)
-        names = {
-            part_name(kind, shard, part.part)
-            for kind in (LATENTS, REJECTS)
-            for part in record.parts
-        }
+        names = {name for part in record.parts for name in part_names(shard, part.part)}
         if not is_in_input(self.spec, record.uri):
             self.outside = record.uri
         try:

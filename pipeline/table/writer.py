@@ -20,7 +20,7 @@ from pipeline.table.parts import (
     PartKey,
     PartRecord,
     check_accounts,
-    part_name,
+    part_names,
     read_part_record,
     sha256_of,
     write_part,
@@ -137,12 +137,11 @@ class TableWriter:
 
     def with_etags(self, part: PartRecord) -> PartRecord:
         """Return the record of a written part with its files' etags, if they can be read."""
-        names = (part_name(kind, part.shard, part.part) for kind in (LATENTS, REJECTS))
         try:
-            latents, rejects = (self.store.info(name).etag for name in names)
+            latents, rejects = map(self.store.info, part_names(part.shard, part.part))
         except StorageError:
             return part
-        return replace(part, latents_etag=latents, rejects_etag=rejects)
+        return replace(part, latents_etag=latents.etag, rejects_etag=rejects.etag)
 
     def commit_shard(
         self,
@@ -215,7 +214,7 @@ class TableWriter:
                 part=part.part,
                 part_size=record.part_size,
             )
-            if not all(self.store.exists(key.name(kind)) for kind in (LATENTS, REJECTS)):
+            if not all(map(self.store.exists, part_names(record.shard, part.part))):
                 return False
             stored = read_part_record(self.store, key)
             if stored is None or not stored.has_counts_of(part):
@@ -227,11 +226,7 @@ class TableWriter:
 
         On a disk a file beyond a gap in the numbers may be missed; the next run removes it.
         """
-        expected = {
-            part_name(kind, shard.shard_id, part.part)
-            for kind in (LATENTS, REJECTS)
-            for part in parts
-        }
+        expected = {name for part in parts for name in part_names(shard.shard_id, part.part)}
         difference = expected ^ list_names(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
@@ -261,8 +256,8 @@ class TableWriter:
         if part.latents_sha256 and part.rejects_sha256:
             return part
         digests = []
-        for kind in (LATENTS, REJECTS):
-            with self.store.open(part_name(kind, shard_id, part.part)) as file:
+        for name in part_names(shard_id, part.part):
+            with self.store.open(name) as file:
                 digests.append(sha256_of(file))
         return replace(part, latents_sha256=digests[0], rejects_sha256=digests[1])
 

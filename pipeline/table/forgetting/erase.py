@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +45,7 @@ from pipeline.table.parts import (
     encode_part,
     parse_part_name,
     part_name,
+    part_names,
     read_metadata,
     stats_in,
 )
@@ -234,35 +235,32 @@ class _Eraser:
 
     def _erase_open_part(self, shard_id: str, part: int) -> None:
         """Rewrite a part of an open shard; remove one that lacks a file, to be done again."""
-        names = (part_name(kind, shard_id, part) for kind in (LATENTS, REJECTS))
-        if all(map(self.store.exists, names)):
+        if all(map(self.store.exists, part_names(shard_id, part))):
             self._read_part(shard_id, part).write(self.store)
         else:
             self._remove_part(shard_id, part)
 
     def _remove_part(self, shard_id: str, part: int) -> None:
         """Remove a part that no commit owns, rejects last, as all removals do."""
-        for kind in (LATENTS, REJECTS):
-            self.store.remove(part_name(kind, shard_id, part))
+        for name in part_names(shard_id, part):
+            self.store.remove(name)
 
     def _read_part(self, shard_id: str, part: int) -> _ErasedPart:
         """Return the new content of a part; `TableError` if it is damaged."""
-        names = {kind: part_name(kind, shard_id, part) for kind in (LATENTS, REJECTS)}
-        latents, rejects = self._read(LATENTS, names), self._read(REJECTS, names)
+        names = part_names(shard_id, part)
+        latents, rejects = map(self._read, names)
         metadata = decode_metadata(latents.schema.metadata)
         samples = metadata.get("samples")
         if type(samples) is not int:
-            raise TableError(
-                f"'{self.store.uri(names[LATENTS])}' does not say how many samples it has"
-            )
+            raise TableError(f"'{self.store.uri(names[0])}' does not say how many samples it has")
         kept, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
         encoded = encode_part(kept, rejects, metadata)
         return _ErasedPart(names, encoded, has_faces=kept.num_rows < latents.num_rows)
 
-    def _read(self, kind: str, names: Mapping[str, str]) -> pa.Table:
+    def _read(self, name: str) -> pa.Table:
         """Read a file with the types of the table; Parquet gives items of lists another name."""
-        content = self.store.get(names[kind])
-        with damage_reported(self.store.uri(names[kind])):
+        content, kind = self.store.get(name), name.split("/", 1)[0]
+        with damage_reported(self.store.uri(name)):
             table = pq.ParquetFile(pa.BufferReader(content)).read()
             return table.cast(self._schemas[kind].with_metadata(table.schema.metadata))
 
@@ -271,7 +269,7 @@ class _Eraser:
 class _ErasedPart:
     """New content of a part's two files."""
 
-    names: Mapping[str, str]
+    names: tuple[str, str]  # of latents and rejects
     encoded: EncodedPart
     has_faces: bool  # whether the stored latents have a forgotten row
 
@@ -290,9 +288,10 @@ class _ErasedPart:
 
         If that are the latents, an image is a reject before its face is gone, as readers expect.
         """
-        files = [(REJECTS, self.encoded.rejects), (LATENTS, self.encoded.latents)]
-        for kind, content in files if self.has_faces else reversed(files):
-            store.put(self.names[kind], content)
+        contents = self.encoded.latents, self.encoded.rejects
+        files = list(zip(self.names, contents, strict=True))
+        for name, content in reversed(files) if self.has_faces else files:
+            store.put(name, content)
 
 
 def _clean_up(store: Store) -> str:
