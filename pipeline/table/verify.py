@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipeline.table.evidence import (
 )
 from pipeline.table.forgetting.forgotten import Forgotten, check_finished, deciding_columns
 from pipeline.table.parts import (
+    COUNTS,
     LATENTS,
     REJECTS,
     PartRecord,
@@ -51,7 +52,6 @@ from pipeline.table.stats import Stats
 _THREADS = 8
 _BATCH = 4096
 _AT_ONCE = 256  # shards that are queued for the threads
-_COUNTS = ("samples", "faces", "rejects")
 _NAMING = ["image_id", "shard", "key", "face_index", "source_uri"]
 
 
@@ -84,7 +84,7 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
     of all documents and files of a shard is not detected.
     """
     totals = dict.fromkeys(
-        ("shards", "parts", *_COUNTS, "samples_with_faces", "samples_rejected"), 0
+        ("shards", "parts", *COUNTS, "samples_with_faces", "samples_rejected"), 0
     )
     problems: list[str] = []
     expected = array("q")  # hashes of file names: 16 bytes per part
@@ -182,7 +182,6 @@ class _ShardCheck:
         self.forgotten = forgotten
         self.checksums = checksums
         self.spec = spec
-        self.fingerprint = spec.fingerprint
         self.outside: str | None = None  # URI of a shard that is not in the input
         self.schemas = {LATENTS: spec.columns.latents_schema(), REJECTS: rejects_schema()}
 
@@ -235,7 +234,7 @@ class _ShardCheck:
             "samples_with_faces": len(keys[LATENTS]),
             "samples_rejected": len(rejected),
         }
-        for name in _COUNTS:
+        for name in COUNTS:
             stated = getattr(record, name)
             expect(
                 counts[name] == stated,
@@ -257,17 +256,8 @@ class _ShardCheck:
             table = parquet.read(list(columns), use_threads=False)
             schema = parquet.schema_arrow
         expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
-        expected = {
-            "schema_version": record.schema_version,
-            "fingerprint": self.fingerprint,
-            "shard_etag": record.etag,
-            "shard": record.shard,
-            "part": part.part,
-            "part_size": record.part_size,
-            "samples": part.samples,
-            "faces": part.faces,
-            "rejects": part.rejects,
-        }
+        counts = {name: getattr(part, name) for name in COUNTS}
+        expected = asdict(record.part_key(part.part)) | counts
         check_footer(name, decode_metadata(schema.metadata), expected, self.spec.metrics)
         expect(set(table["shard"].to_pylist()) <= {record.shard}, f"'{name}' has foreign rows")
         if self.forgotten:

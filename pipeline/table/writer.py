@@ -26,7 +26,7 @@ from pipeline.table.parts import (
     write_part,
 )
 from pipeline.table.resume import ShardState, States
-from pipeline.table.schema import latents_table, rejects_table
+from pipeline.table.schema import SCHEMA_VERSION, latents_table, rejects_table
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.spec import TableSpec, create_or_check_spec
 
@@ -59,7 +59,7 @@ class TableWriter:
     def part_key(self, shard: Shard, part: int) -> PartKey:
         """Return the key of part number `part` of the shard as it is in the input."""
         return PartKey(
-            schema_version=self.spec.schema_version,
+            schema_version=SCHEMA_VERSION,
             fingerprint=self._fingerprint,
             shard=shard.shard_id,
             shard_etag=shard.etag,
@@ -206,17 +206,9 @@ class TableWriter:
     def _is_whole(self, record: ShardRecord) -> bool:
         """Return whether the files of all parts exist and match the manifest."""
         for part in record.parts:
-            key = PartKey(
-                schema_version=self.spec.schema_version,
-                fingerprint=record.fingerprint,
-                shard=record.shard,
-                shard_etag=record.etag,
-                part=part.part,
-                part_size=record.part_size,
-            )
             if not all(map(self.store.exists, part_names(record.shard, part.part))):
                 return False
-            stored = read_part_record(self.store, key)
+            stored = read_part_record(self.store, record.part_key(part.part))
             if stored is None or not stored.has_counts_of(part):
                 return False
         return True
