@@ -326,9 +326,8 @@ class _Reader:
         where = ""
         if source.ids is None and self._where:
             where = f" WHERE {condition(self._where, one_row=True)}"
-        relation = self._connection.sql(f"SELECT image_id, w_plus, {columns} FROM latents{where}")
         waiting: list[pa.RecordBatch] = []
-        for batch in relation.to_arrow_reader(rows):
+        for batch in self._batches(f"SELECT image_id, w_plus, {columns} FROM latents{where}", rows):
             chosen = batch if source.ids is None else _with_ids(batch, source.ids)
             waiting.append(chosen)
             while sum(each.num_rows for each in waiting) >= rows:
@@ -337,6 +336,10 @@ class _Reader:
                 waiting = whole.slice(rows).to_batches()
         if any(each.num_rows for each in waiting):
             yield self._rows(pa.Table.from_batches(waiting))
+
+    def _batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with self._files.failure_named("the query"):
+            yield from self._connection.sql(query).to_arrow_reader(rows)
 
     def _rows(self, table: pa.Table) -> _Rows:
         (batch,) = table.combine_chunks().to_batches()

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import closing
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, InputError, RequestError, TableError
-from pipeline.storage import Shard, one_line
+from pipeline.errors import ConfigError, InputError, TableError
+from pipeline.storage import Shard
 from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
@@ -82,11 +81,8 @@ class InitialCodes:
         with closing(files), closing(connection):
             for name in names:
                 create_view(connection, LATENTS, files, [name], columns.latents_schema())
-                try:
+                with files.failure_named(f"where {where!r}"):
                     rows = connection.execute(query).fetchall()
-                except duckdb.Error as error:
-                    files.raise_failure()
-                    raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
                 for image, key in rows:
                     self._files[image] = name
                     self._faces[key].append(image)

@@ -26,7 +26,7 @@ from pipeline.table.runs import read_runs, runs_table
 from pipeline.table.schema import STYLE_DIM, codes_of, rejects_schema
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec, read_spec
-from pipeline.table.statements import QUERY_ERRORS, check_reads
+from pipeline.table.statements import check_reads
 from pipeline.table.verify import verify_table
 
 if TYPE_CHECKING:
@@ -109,18 +109,14 @@ class Table:
             tables["shards"] = self._shards_view
         if re.search(r"\bruns\b", query, re.IGNORECASE):
             tables["runs"] = self._runs_view
-        with database.cursor() as connection:
-            try:
-                check_reads(query, frames)
-                for name, table in tables.items():
-                    connection.register(name, table)
-                relation = connection.sql(query)
-                if relation is None:
-                    raise RequestError("the query failed: it returns no rows")
-                yield relation
-            except QUERY_ERRORS as error:
-                files.raise_failure()
-                raise RequestError(f"the query failed: {one_line(error)}") from error
+        with database.cursor() as connection, files.failure_named("the query"):
+            check_reads(query, frames)
+            for name, table in tables.items():
+                connection.register(name, table)
+            relation = connection.sql(query)
+            if relation is None:
+                raise RequestError("the query failed: it returns no rows")
+            yield relation
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:
         """Return the codes of `ids` in their order: float32 [n, n_styles, 512].
