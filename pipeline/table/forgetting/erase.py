@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +60,8 @@ _THREADS = 16  # files whose columns are read at a time
 _BATCH = 1024
 _REWRITERS = 4  # shards that are rewritten at a time, one part of each in memory
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # as `Store` names them
+
+_Files = Sequence[tuple[str, bytes]]  # name and content, in the order of writing
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,16 @@ class _Eraser:
 
         `stats` has the sums of each part, of which that of this part is replaced.
         """
-        erased = self._read_part(record.shard, part)
-        stats[part] = erased.encoded.stats
+        erased, files = self._read_part(record.shard, part)
+        stats[part] = erased.stats
         parts = list(record.parts)
-        parts[part] = replace(parts[part], **erased.facts)
+        parts[part] = replace(
+            parts[part],
+            faces=erased.stats.counts.faces,
+            rejects=erased.stats.counts.rejects,
+            latents_sha256=hashlib.sha256(erased.latents).hexdigest(),
+            rejects_sha256=hashlib.sha256(erased.rejects).hexdigest(),
+        )
         new = replace(
             record,
             faces=sum(each.faces for each in parts),
@@ -230,13 +237,13 @@ class _Eraser:
             parts=tuple(parts),
         )
         new.write(self.store, replace=True)
-        erased.write(self.store)
+        self._put(files)
         return new
 
     def _erase_open_part(self, shard_id: str, part: int) -> None:
         """Rewrite a part of an open shard; remove one that lacks a file, to be done again."""
         if all(map(self.store.exists, part_names(shard_id, part))):
-            self._read_part(shard_id, part).write(self.store)
+            self._put(self._read_part(shard_id, part)[1])
         else:
             self._remove_part(shard_id, part)
 
@@ -245,8 +252,16 @@ class _Eraser:
         for name in part_names(shard_id, part):
             self.store.remove(name)
 
-    def _read_part(self, shard_id: str, part: int) -> _ErasedPart:
-        """Return the new content of a part; `TableError` if it is damaged."""
+    def _put(self, files: _Files) -> None:
+        for name, content in files:
+            self.store.put(name, content)
+
+    def _read_part(self, shard_id: str, part: int) -> tuple[EncodedPart, _Files]:
+        """Return the new content of a part; `TableError` if it is damaged.
+
+        Last of the files is the one by whose rows the part is found again after a stop. If that are
+        the latents, an image is a reject before its face is gone, as readers expect.
+        """
         names = part_names(shard_id, part)
         latents, rejects = map(self._read, names)
         metadata = decode_metadata(latents.schema.metadata)
@@ -255,7 +270,9 @@ class _Eraser:
             raise TableError(f"'{self.store.uri(names[0])}' does not say how many samples it has")
         kept, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
         encoded = encode_part(kept, rejects, metadata)
-        return _ErasedPart(names, encoded, has_faces=kept.num_rows < latents.num_rows)
+        files = list(zip(names, (encoded.latents, encoded.rejects), strict=True))
+        has_faces = kept.num_rows < latents.num_rows
+        return encoded, files[::-1] if has_faces else files
 
     def _read(self, name: str) -> pa.Table:
         """Read a file with the types of the table; Parquet gives items of lists another name."""
@@ -263,35 +280,6 @@ class _Eraser:
         with damage_reported(self.store.uri(name)):
             table = pq.ParquetFile(pa.BufferReader(content)).read()
             return table.cast(self._schemas[kind].with_metadata(table.schema.metadata))
-
-
-@dataclass(frozen=True)
-class _ErasedPart:
-    """New content of a part's two files."""
-
-    names: tuple[str, str]  # of latents and rejects
-    encoded: EncodedPart
-    has_faces: bool  # whether the stored latents have a forgotten row
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return the fields of the part's record that change."""
-        return {
-            "faces": self.encoded.stats.counts.faces,
-            "rejects": self.encoded.stats.counts.rejects,
-            "latents_sha256": hashlib.sha256(self.encoded.latents).hexdigest(),
-            "rejects_sha256": hashlib.sha256(self.encoded.rejects).hexdigest(),
-        }
-
-    def write(self, store: Store) -> None:
-        """Replace both files, last the one by whose rows the part is found again after a stop.
-
-        If that are the latents, an image is a reject before its face is gone, as readers expect.
-        """
-        contents = self.encoded.latents, self.encoded.rejects
-        files = list(zip(self.names, contents, strict=True))
-        for name, content in reversed(files) if self.has_faces else files:
-            store.put(name, content)
 
 
 def _clean_up(store: Store) -> str:
