@@ -47,9 +47,8 @@ class InitialCodes:
         """Raise `TableError` unless the shard is committed in its present state."""
         self.table = open_table(uri)
         record = self._checked_shard(uri, shard)
-        self.n_styles = self.table.spec.columns.n_styles
-        self._files: dict[str, str] = {}  # image_id -> name of its file
-        self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
+        # Key -> image ids with the names of their files.
+        self._faces: dict[str, list[tuple[str, str]]] = defaultdict(list)
         names = [part_name(LATENTS, record.shard, part.part) for part in record.parts]
         self._choose(names, where or "true")
 
@@ -84,8 +83,7 @@ class InitialCodes:
                 with files.failure_named(f"where {where!r}"):
                     rows = connection.execute(query).fetchall()
                 for image, key in rows:
-                    self._files[image] = name
-                    self._faces[key].append(image)
+                    self._faces[key].append((image, name))
 
     @property
     def keys(self) -> Collection[str]:
@@ -94,13 +92,14 @@ class InitialCodes:
 
     def of(self, keys: Sequence[str]) -> pa.Table:
         """Return the codes of all selected faces of the samples `keys` (`initial_codes_schema`)."""
-        ids = [image for key in keys for image in self._faces.get(key, ())]
+        faces = [face for key in keys for face in self._faces.get(key, ())]
         images_by_file: dict[str, set[str]] = defaultdict(set)
-        for image in ids:
-            images_by_file[self._files[image]].add(image)
+        for image, name in faces:
+            images_by_file[name].add(image)
         codes_by_id: dict[str, np.ndarray] = {}
         for name, images in images_by_file.items():
             codes_by_id |= self.table.codes_in(name, images)
-        schema = initial_codes_schema(self.n_styles)
+        ids = [image for image, _ in faces]
+        schema = initial_codes_schema(self.table.spec.columns.n_styles)
         codes = codes_array([codes_by_id[image][None] for image in ids], schema.types[1])
         return pa.Table.from_arrays([pa.array(ids, pa.string()), codes], schema=schema)
