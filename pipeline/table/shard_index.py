@@ -179,32 +179,31 @@ class CommittedShards:
 
     def are_committed(self, shard_ids: Sequence[str]) -> list[bool]:
         """Return, for each shard id, whether it is committed."""
-        _, indexed = places_of(self._indexed[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        _, indexed = self._rows(shard_ids)
         pairs = zip(shard_ids, indexed.tolist(), strict=True)
         return [is_indexed or shard_id in self._unindexed for shard_id, is_indexed in pairs]
 
+    def _rows(self, shard_ids: Sequence[str]) -> tuple[_Integers, npt.NDArray[np.bool_]]:
+        """Return columns of shards [4, n], arbitrary ones unless indexed, and which are that."""
+        places, indexed = places_of(self._indexed[_SHARD], [hash(shard) for shard in shard_ids])
+        columns = self._indexed if self._indexed.size else np.zeros((4, 1), np.int64)
+        return columns[:, places], indexed
+
     def find(self, shards: Sequence[Shard]) -> list[Counts | None]:
         """Return samples and parts of each shard; None unless indexed in its present state."""
-        if not self._indexed.size:
-            return [None] * len(shards)
-        hashes = [hash(shard.shard_id) for shard in shards]
-        places, indexed = places_of(self._indexed[_SHARD], hashes)
+        rows, indexed = self._rows([shard.shard_id for shard in shards])
         states = [_state(shard.source, shard.etag, shard.size) for shard in shards]
-        same = indexed & (self._indexed[_STATE, places] == states)
-        counts = self._indexed[_SAMPLES : _PARTS + 1, places].T.tolist()
-        rows = zip(counts, same.tolist(), strict=True)
+        same = indexed & (rows[_STATE] == states)
+        columns = (rows[_SAMPLES].tolist(), rows[_PARTS].tolist(), same.tolist())
         return [
             Counts(shards=1, samples=samples, parts=parts) if is_same else None
-            for (samples, parts), is_same in rows
+            for samples, parts, is_same in zip(*columns, strict=True)
         ]
 
     def part_counts(self, shard_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the number of parts of each shard; -1 for a shard without an index row."""
-        hashes = [hash(shard_id) for shard_id in shard_ids]
-        places, indexed = places_of(self._indexed[_SHARD], hashes)
-        if not self._indexed.size:
-            return np.full(len(shard_ids), -1, np.int64)
-        return np.where(indexed, self._indexed[_PARTS, places], -1)
+        rows, indexed = self._rows(shard_ids)
+        return np.where(indexed, rows[_PARTS], -1)
 
     def unindexed_etag(self, shard_id: str) -> str | None:
         """Return the etag of the shard's manifest, if it has no index row."""
