@@ -100,13 +100,11 @@ def table_stats(store: Store) -> Stats:
     false, or any row is damaged, all manifests are read instead. Reads no part files.
     """
     audit = Audit(sums=True, whole=WHOLE)
-    try:
+    with suppress(TableError):
         stats = _sum(audit.sample(shard_records(store)))
-    except TableError:
-        return _sum(shard_records(store, by_manifests=True))
-    if audit.finds_mismatch(store):
-        return _sum(shard_records(store, by_manifests=True))
-    return stats
+        if not audit.finds_mismatch(store):
+            return stats
+    return _sum(shard_records(store, by_manifests=True))
 
 
 def _sum(records: Iterable[ShardRecord]) -> Stats:
