@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -242,14 +242,6 @@ def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
         figures=stats.figures_text(),
         **counts,
     )
-
-
-def sha256_of(file: BinaryIO) -> str:
-    """Return the hex SHA-256 of an open file, read in large blocks: each is one request to S3."""
-    digest = hashlib.sha256()
-    while block := file.read(8 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:

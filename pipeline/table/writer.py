@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,6 @@ from pipeline.table.parts import (
     check_accounts,
     part_names,
     read_part_record,
-    sha256_of,
     write_part,
 )
 from pipeline.table.resume import ShardState, States
@@ -32,6 +32,7 @@ from pipeline.table.spec import TableSpec, create_or_check_spec
 
 # Footers that are read at a time before a commit.
 _THREADS = 16
+_BLOCK = 8 << 20  # bytes of a file that are hashed at a time: each read is one request to S3
 
 
 class TableWriter:
@@ -249,8 +250,11 @@ class TableWriter:
             return part
         digests = []
         for name in part_names(shard_id, part.part):
+            digest = hashlib.sha256()
             with self.store.open(name) as file:
-                digests.append(sha256_of(file))
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            digests.append(digest.hexdigest())
         return replace(part, latents_sha256=digests[0], rejects_sha256=digests[1])
 
 
