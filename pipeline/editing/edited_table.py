@@ -30,7 +30,7 @@ from pipeline.metrics.latent_stats import w_avg_distance, w_plus_variance
 from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import Shard, arrow_type
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.local_run import LocalRun
 from pipeline.table.parts import LATENTS, PartRecord, part_name
@@ -87,8 +87,8 @@ class TableEdit:
         with LocalRun(writer, record) as run:
             self._write(writer, sources, run)
             table = open_table(root)
-            if write_card(table) is None:
-                self.notes.append(kept_readme(table))
+            if note := write_card(table):
+                self.notes.append(note)
             counts: dict[str, Any] = table.verify(checksums=False)
             run.file.facts["edited"] = counts
         return counts

@@ -89,7 +89,8 @@ def test_counts_of_committed_shards_survive_a_restart(config_of: ConfigOf, mixed
     assert again["left_out"] == COUNTS | {".json": 1}, "no tar is read again"
     assert card_of(table) == before
     table.store.remove("README.md")
-    assert write_card(table) == before, "the manifests and the accounts of runs tell it"
+    write_card(table)
+    assert card_of(table) == before, "the manifests and the accounts of runs tell it"
 
 
 def test_another_listing_changes_the_card_alone(config_of: ConfigOf, mixed: Path) -> None:

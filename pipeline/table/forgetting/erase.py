@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store, is_local
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.forgetting.forget_lock import ForgetLock
 from pipeline.table.forgetting.forgotten import KEPT, ForgetList, Forgotten, deciding_columns
 from pipeline.table.forgetting.leftovers import blank_mentions
@@ -287,8 +287,7 @@ def _clean_up(store: Store) -> str:
     refresh_index(store)
     forget_part_index(store)
     _remove_temporaries(store)
-    table = open_table(store.root)
-    return kept_readme(table) if write_card(table) is None else ""
+    return write_card(open_table(store.root))
 
 
 def _remove_temporaries(store: Store) -> None:
