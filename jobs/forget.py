@@ -35,7 +35,7 @@ from pipeline.storage import MAX_SAMPLE_BYTES, Store
 from pipeline.storage.uris import read_bounded
 from pipeline.table import Table, open_table
 from pipeline.table.forgetting.descendants import Descendant, find_descendants
-from pipeline.table.forgetting.erase import ForgottenRow, forget, forgotten_rows
+from pipeline.table.forgetting.erase import Erased, ForgottenRow, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
 from pipeline.table.forgetting.leftovers import leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
@@ -124,11 +124,14 @@ def _forget(args: argparse.Namespace) -> int:
         "parts": len({(row.shard, row.part) for row in rows}),
         "shards": len({row.shard for row in rows}),
         "similar": request.similar,
-        "descendants": [vars(each) for each in tables],
+        "descendants": [each.to_dict() for each in tables],
     }
+    mentions: tuple[str, ...] = ()
     if not facts["dry_run"]:
-        facts |= vars(forget(store, _counted(request.lists, facts), ignored_runs=args.ignore_run))
-    facts["stays"] = leftovers(store, spec, facts.pop("mentions", ()))
+        erased = forget(store, _counted(request.lists, facts), ignored_runs=args.ignore_run)
+        mentions = erased.mentions
+        facts |= _done(erased)
+    facts["stays"] = leftovers(store, spec, mentions)
     for line in _closing_lines(facts, tables):
         print(printable(line), file=sys.stderr)
     code = 0 if confirmed or args.dry_run else NOT_CONFIRMED
@@ -231,6 +234,16 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
 def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
     removes = {name: int(facts[name]) for name in ("faces", "rejects")}
     return [replace(each, removes=removes) for each in lists]
+
+
+def _done(erased: Erased) -> dict[str, Any]:
+    return {
+        "faces": erased.faces,
+        "rejects": erased.rejects,
+        "parts": erased.parts,
+        "shards": erased.shards,
+        "notes": list(erased.notes),
+    }
 
 
 def _lines(rows: Sequence[ForgottenRow], similar: dict[str, float]) -> Iterator[str]:

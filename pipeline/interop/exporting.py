@@ -144,10 +144,10 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
             f"have at most {MAX_DICTIONARY_BYTES / 2**30:g} GiB, as it is one object in memory: "
             "export single codes (--as codes), or choose faces with --where"
         )
-    column = "w_plus_per_step" if all_steps else "w_plus"
+    column = "w_plus_per_step AS codes" if all_steps else "w_plus AS codes"
     codes: dict[str, Codes] = {}
     for row in selection.named_rows(column, with_suffix=True):
-        codes[row["name"]] = row[column] if all_steps else row[column][None]
+        codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
     selection.refuse_none(len(codes))
     store, name = file_place(uri)
     store.put(name, latents_file(codes))

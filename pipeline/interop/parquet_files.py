@@ -22,7 +22,6 @@ from pipeline.interop.file_series import ROW_GROUP, Plan, Series
 from pipeline.storage import OutputKind, Store
 from pipeline.table.parts import read_metadata
 from pipeline.table.reader import Table
-from pipeline.table.schema import SCHEMA_VERSION
 
 CODE_PATH = "w_plus.list.element.list.element"  # of the codes' numbers in a Parquet schema
 CODE_PAGES = "code_pages"  # metadata; "single": one plain, uncompressed page of codes per row group
@@ -90,7 +89,7 @@ def metadata_of(table: Table, plan: Plan, more: Mapping[str, str] | None = None)
     """Return the file metadata: the table's facts, metric definitions and the plan."""
     spec = table.spec
     facts: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": spec.schema_version,
         "fingerprint": spec.fingerprint,
         "model": dict(spec.model),
         "metrics": dict(spec.metrics),

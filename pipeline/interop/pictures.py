@@ -39,9 +39,9 @@ _MAX_STEPS = 9999  # for the length of the step's folder name in a path
 _CODES = 16  # that are rendered together
 
 _COLUMNS = {
-    "images": "w_plus",
-    "results": "w_plus_per_step",
-    "coupled": "w_plus_per_step, aligned_jpeg AS target",
+    "images": "w_plus AS codes",
+    "results": "w_plus_per_step AS codes",
+    "coupled": "w_plus_per_step AS codes, aligned_jpeg AS target",
 }
 
 
@@ -134,9 +134,8 @@ def render_png(
 def _pictures(
     row: dict[str, Any], model: RestyleModel, kind: Kind, drawing: Drawing
 ) -> Iterator[tuple[str, Pixels]]:
-    name = to_file_name(row["name"])
-    codes = row["w_plus"][None] if kind == "images" else row["w_plus_per_step"]
-    frames = frames_of(model, codes, drawing)
+    name, codes = to_file_name(row["name"]), row["codes"]
+    frames = frames_of(model, codes[None] if kind == "images" else codes, drawing)
     if kind == "results":
         yield from ((f"{step}/{name}", frame) for step, frame in enumerate(frames))
     elif kind == "images":

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
@@ -57,7 +58,7 @@ def face_pictures(
 def _reconstruction(model: RestyleModel, row: dict[str, Any]) -> Pixels:
     if row.get("reconstruction_jpeg"):
         return decoded(row["reconstruction_jpeg"])
-    codes = torch.tensor(row["w_plus"][None])
+    codes = torch.from_numpy(np.array(row["w_plus"], np.float32)[None])
     codes = codes.to(model.latent_avg.device)
     (frame,) = render_each(model, codes)
     return to_pixels(pooled(frame, model.input_size))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.errors import ConfigError
@@ -22,8 +23,8 @@ from pipeline.table.selection import Selection
 MAX_FACES = 2000  # a sheet of them is 350,000 pixels high
 _ROWS = 32  # whose targets are read together
 
-_STEPS = "w_plus_per_step, l2_per_step AS l2, lpips_per_step AS lpips, best_step"
-_BEST = "w_plus, l2, lpips"
+_STEPS = "w_plus_per_step AS codes, l2_per_step AS l2, lpips_per_step AS lpips, best_step"
+_BEST = "w_plus AS codes, l2, lpips"
 
 
 class TableSheet(NamedTuple):
@@ -97,8 +98,8 @@ class _Rows:
 
     def steps(self, face: dict[str, Any]) -> list[Pixels]:
         """Render the kept steps of a face, or the best one alone."""
-        codes = face["w_plus_per_step"] if "w_plus_per_step" in face else face["w_plus"][None]
-        frames = render_each(self.model, torch.tensor(codes))
+        codes = np.array(face["codes"], np.float32)
+        frames = render_each(self.model, torch.from_numpy(codes.reshape(-1, *codes.shape[-2:])))
         return [to_pixels(pooled(frame, self.model.input_size)) for frame in frames]
 
 

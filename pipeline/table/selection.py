@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.table.reader import Table
 from pipeline.table.reordering import Positions, reorder, window_rows
-from pipeline.table.schema import codes_of, step_codes_of
+from pipeline.table.schema import STYLE_DIM, codes_of, step_codes_of
 from pipeline.table.statements import condition, ordering
 
 _BATCH_ROWS = 32
@@ -70,8 +70,7 @@ class Selection:
     def rows(self, columns: str) -> Iterator[dict[str, Any]]:
         """Yield `columns` of each selected row; only one batch is in memory.
 
-        `w_plus` and `w_plus_per_step` are float32 arrays [..., n_styles, 512], all else Python
-        values.
+        Codes become float32 arrays [..., n_styles, 512], everything else Python values.
         """
         for batch in self.batches(columns, _BATCH_ROWS):
             yield from rows_of(batch)
@@ -156,16 +155,19 @@ def require_unique(ids: pa.Array | pa.ChunkedArray, table: Table) -> None:
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Yield the rows of a batch, as `Selection.rows` does."""
-    columns = {name: _values(name, batch.column(name)) for name in batch.schema.names}
+    columns = {name: _values(batch.column(name)) for name in batch.schema.names}
     for index in range(batch.num_rows):
         yield {name: values[index] for name, values in columns.items()}
 
 
-def _values(name: str, column: pa.Array) -> list[Any]:
-    if name == "w_plus":
-        return list(codes_of(column))
-    if name == "w_plus_per_step":
-        codes, offsets = step_codes_of(column)
-        return np.split(codes, offsets[1:-1])
+def _values(column: pa.Array) -> list[Any]:
+    kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_list(kind.value_type):
+        if pa.types.is_list(kind.value_type.value_type):  # only steps have lists of this depth
+            codes, offsets = step_codes_of(column)
+            return np.split(codes, offsets[1:-1])
+        lengths = column.flatten().value_lengths()
+        if len(lengths) and lengths[0].as_py() == STYLE_DIM:  # those of landmarks are 2
+            return list(codes_of(column))
     values: list[Any] = column.to_pylist()
     return values

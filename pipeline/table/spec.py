@@ -110,6 +110,7 @@ class TableSpec:
     config: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         for part in ("settings", "layout"):
@@ -129,7 +130,7 @@ class TableSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `_table.json`."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": self.schema_version,
             "fingerprint": self.fingerprint,
             "columns": without_earlier("columns", _plain(asdict(self.columns))),
             "settings": _plain(self.settings),

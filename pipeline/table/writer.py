@@ -26,7 +26,7 @@ from pipeline.table.parts import (
     write_part,
 )
 from pipeline.table.resume import ShardState, States
-from pipeline.table.schema import SCHEMA_VERSION, latents_table, rejects_table
+from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.spec import TableSpec, create_or_check_spec
 
@@ -60,7 +60,7 @@ class TableWriter:
     def part_key(self, shard: Shard, part: int) -> PartKey:
         """Return the key of part number `part` of the shard as it is in the input."""
         return PartKey(
-            schema_version=SCHEMA_VERSION,
+            schema_version=self.spec.schema_version,
             fingerprint=self._fingerprint,
             shard=shard.shard_id,
             shard_etag=shard.etag,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store, canonical_uri
@@ -30,6 +31,10 @@ class Descendant:
     table: str
     why: str
     rows: int  # of latents and rejects
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, ready for JSON."""
+        return dict(vars(self))
 
 
 def find_descendants(
