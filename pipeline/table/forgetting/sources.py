@@ -30,13 +30,13 @@ def choose_sources(selection: Selection) -> tuple[list[Source], set[str]]:
         f"UNION ALL SELECT {_NAMES}, 0 AS is_face FROM {_rejected(selection)}"
     )
     stored = (
-        "SELECT source_uri, count(*) AS stored FROM latents SEMI JOIN chosen USING (source_uri) "
+        "SELECT source_uri, count(*) AS total FROM latents SEMI JOIN chosen USING (source_uri) "
         "GROUP BY source_uri"
     )
     query = (
-        f"WITH chosen AS ({chosen}), stored AS ({stored}) "
+        f"WITH chosen AS MATERIALIZED ({chosen}), stored AS ({stored}) "
         "SELECT source_uri, max(source_sha256) AS sha256, list(key) AS keys, "
-        "list(face_index) AS faces, sum(is_face) >= coalesce(max(stored), 0) AS has_all "
+        "list(face_index) AS faces, sum(is_face) >= coalesce(max(total), 0) AS has_all "
         "FROM chosen LEFT JOIN stored USING (source_uri) GROUP BY source_uri"
     )
     sources: list[Source] = []
