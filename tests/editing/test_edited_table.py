@@ -20,4 +20,4 @@ def test_a_damaged_source_gives_one_line_of_error(tmp_path: Path) -> None:
     table = open_table(str(tmp_path))
     (source,) = _sources(Selection(table))
     with pytest.raises(RequestError, match="the query failed: "):
-        list(_Reader(table, ["key"], "").rows(source, 4))
+        list(_Reader(table, "").rows(source, 4))
