@@ -45,10 +45,9 @@ def load_pairs(shards: Sequence[str | Path], size: int) -> LatentPairs:
     """Read every pair of `shards`, images reduced to `size` pixels by exact block means.
 
     A shard is the path or fsspec URI of a tar with `<key>.jpg` and `<key>.w.npy` (float16 [512]).
-    The pairs of a shard are in the order of their keys. Raises `InputError` when there is no shard
-    or one is not a tar of pairs, and `StorageError`.
+    The pairs of a shard are in the order of their keys. Raises `InputError` when one is not a tar
+    of pairs, and `StorageError`.
     """
-    _check_any(shards)
     codes: list[NDArray[np.float32]] = []
     images: list[NDArray[np.uint8]] = []
     for shard in map(str, shards):
@@ -67,16 +66,10 @@ def load_codes(shards: Sequence[str | Path]) -> Tensor:
 
     They are the real w of a discriminator. Raises as `load_pairs` does, but needs no images.
     """
-    _check_any(shards)
     codes = [
         _w(key, code, shard) for shard in map(str, shards) for key, code in code_members(shard)
     ]
     return torch.from_numpy(np.stack(codes))
-
-
-def _check_any(shards: Sequence[str | Path]) -> None:
-    if not shards:
-        raise InputError("no pair shards: pass the folder that holds pairs-*.tar")
 
 
 def _w(key: str, code: NDArray[np.float32], shard: str) -> NDArray[np.float32]:
