@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,14 +21,13 @@ from pipeline.models.model import digest_of
 from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.data import random_batches
-from pipeline.training.distributed import Group, join_group
+from pipeline.training.checkpoints import load_state, save_state
+from pipeline.training.distributed import join_group
 from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart, augment_faces
 from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import load_face_features
-from pipeline.training.train_log import TrainLog, read_reports, total_seconds
-from pipeline.training.trainer import LoopPlan, train
+from pipeline.training.train_log import read_reports, total_seconds
+from pipeline.training.trainer import train
 
 LICENCE = (
     "research use only: the pairs come from a network (the wheel says Apache-2.0) that descends "
@@ -83,15 +81,15 @@ def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> DemoData:
     The cartoons are stored in `folder` and computed again only for other images: 2.5 minutes for
     10,000 pairs of 128 px on one core.
     """
-    cache = Checkpoints(Store(folder), "looks")
-    state, drawn_from = cache.load(), digest_of({"images": pairs.images}, f"at {size} px")
+    store, drawn_from = Store(folder), digest_of({"images": pairs.images}, f"at {size} px")
+    state = load_state(store, "looks.pt")
     if state is None or state.get("drawn_from") != drawn_from:
         cartoons = [
             _reduced(cartoon(from_levels(batch)), size)
             for batch in pairs.images.split(CARTOON_BATCH)
         ]
         state = {"looks": torch.cat(cartoons), "drawn_from": drawn_from}
-        cache.save(state)
+        save_state(store, "looks.pt", state)
     return DemoData(reduced_pairs(pairs, size), state["looks"])
 
 
@@ -135,14 +133,6 @@ def scale_output(encoder: CompactEncoder, spread: float) -> None:
     encoder.heads.bias.mul_(spread)
 
 
-def face_batches(
-    data: DemoData, size: int, plan: LoopPlan, group: Group, first: int
-) -> Iterator[Faces]:
-    """Yield this process's share of every batch from batch `first` on, inputs of `size` pixels."""
-    for index in random_batches(len(data.pairs), plan.batch, plan.seed, first):
-        yield data.faces(group.share(index), size)
-
-
 def train_encoder(
     plan: DemoPlan,
     generator: Generator,
@@ -155,7 +145,6 @@ def train_encoder(
     With `base` the encoder's initial weights are that model's, and every face starts from that
     model's first step. Of a larger `base` the first style rows are used.
     """
-    group, store = join_group(), Store(folder)
     torch.manual_seed(plan.encoder.seed)
     training, held_out_data = data.split(plan.held_out)
     spread = LatentScale.of(training.pairs.w).spread
@@ -180,10 +169,11 @@ def train_encoder(
     trained = train(
         plan.encoder,
         task,
-        partial(face_batches, training, size, plan.encoder, group),
-        Checkpoints(store, "encoder"),
-        TrainLog(store, "encoder"),
-        group,
+        len(training.pairs),
+        partial(training.faces, size=size),
+        Store(folder),
+        "encoder",
+        join_group(),
     )
     finished = copy.deepcopy(trained.network)
     assert isinstance(finished, CompactEncoder)

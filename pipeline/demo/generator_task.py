@@ -7,9 +7,8 @@ layers at the end, so that the final generator takes W itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +19,9 @@ from pipeline.demo.discriminator import DiscriminatorPlan, ImageAdversary
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
 from pipeline.storage import Store
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import ImageLoss, ImageWeights
-from pipeline.training.train_log import TrainLog
 from pipeline.training.trainer import LoopPlan, Task, TrainState, Validation, train
 
 HELD_OUT = 300
@@ -161,14 +157,6 @@ class GeneratorTask(Task[CodedImages]):
         return torch.stack([target, network(self._codes(w))])
 
 
-def pair_batches(
-    pairs: LatentPairs, plan: LoopPlan, group: Group, first: int
-) -> Iterator[CodedImages]:
-    """Yield this process's share of every batch of `pairs` from batch `first` on."""
-    for index in random_batches(len(pairs), plan.batch, plan.seed, first):
-        yield pairs.batch(group.share(index))
-
-
 def fit_generator(
     plan: LoopPlan,
     pairs: LatentPairs,
@@ -194,15 +182,7 @@ def fit_generator(
         scale.inverse.fold_into(generator.requires_grad_(True))
     adversary = ImageAdversary(adversarial, generator.size) if adversarial else None
     task = GeneratorTask(generator, scale, validation, adversary=adversary)
-    trained = train(
-        plan,
-        task,
-        partial(pair_batches, training, plan, group),
-        Checkpoints(store, stage),
-        TrainLog(store, stage),
-        group,
-    )
-    fitted = trained.network
+    fitted = train(plan, task, len(training), training.batch, store, stage, group).network
     assert isinstance(fitted, Generator)
     scale.fold_into(fitted)
     return fitted

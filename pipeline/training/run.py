@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,8 @@ from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
 from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.augment import flip_alike, flip_half
-from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.config import TrainConfig
-from pipeline.training.data import CropPairs, Crops, random_batches, windowed
+from pipeline.training.data import CropPairs, Crops, windowed
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
@@ -37,7 +36,7 @@ from pipeline.training.paper_defaults import (
     feature_networks,
 )
 from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
-from pipeline.training.train_log import TensorBoard, TrainLog, summary_writer
+from pipeline.training.train_log import TensorBoard, summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
@@ -106,23 +105,6 @@ def _degraded(image: Tensor, degrader: Degrader, number: int) -> Tensor:
     """Return one degraded crop, uint8 [3, h, w]."""
     damaged = degrader(image.permute(1, 2, 0).contiguous().numpy(), number)
     return torch.from_numpy(np.array(damaged)).permute(2, 0, 1)
-
-
-def crop_batches(
-    crops: Crops | CropPairs,
-    counts: list[int],
-    plan: LoopPlan,
-    group: Group,
-    degrader: Degrader | None = None,
-) -> Callable[[int], Iterator[Faces]]:
-    """Return a function from a batch number to this process's batches from it on."""
-
-    def batches(first: int) -> Iterator[Faces]:
-        order = windowed(counts, crops.window)
-        for index in random_batches(sum(counts), plan.batch, plan.seed, first, order):
-            yield faces_at(crops, group.share(index), degrader)
-
-    return batches
 
 
 def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Tensor]:
@@ -199,10 +181,13 @@ def train_restyle(
     trained = train(
         plan,
         task,
-        crop_batches(crops, counts, plan, group, degrader),
-        Checkpoints(store, ENCODER),
-        TrainLog(store, ENCODER, open_tensorboard),
+        sum(counts),
+        partial(faces_at, crops, degrader=degrader),
+        store,
+        ENCODER,
         group,
+        shuffled=windowed(counts, crops.window),
+        open_tensorboard=open_tensorboard,
     )
     before = task.plan.images_before
     return write_models(config, model, trained, len(crops), before) if group.is_main_process else {}
