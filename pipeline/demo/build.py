@@ -23,7 +23,7 @@ from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
 from pipeline.training.checkpoints import load_state, save_state
 from pipeline.training.distributed import join_group
-from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart, augment_faces
+from pipeline.training.encoder_task import EncoderTask, Faces, augment_faces, model_start
 from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import load_face_features
 from pipeline.training.train_log import read_reports, total_seconds
@@ -162,7 +162,7 @@ def train_encoder(
         model,
         replace(plan.rounds, spread=spread),
         held_out_data.faces(torch.arange(plan.held_out), size),
-        start=ModelStart(base, rows=rows) if base else None,
+        start=model_start(base, rows) if base else None,
         augment=augment_faces,
         networks=identity,
     )

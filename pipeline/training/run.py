@@ -17,7 +17,7 @@ from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
 from pipeline.storage.readers.pairs import pair_tars
-from pipeline.training.augment import flip_alike, flip_half
+from pipeline.training.augment import flip_half
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropPairs, Crops, windowed
 from pipeline.training.degradations import Degrader
@@ -64,7 +64,7 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
 def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     """Return the augmentation of a batch; the target gets the same change as the input."""
     if config.augment == "flip":
-        return partial(augment_faces, alone=flip_half, alike=flip_alike)
+        return partial(augment_faces, change=flip_half, change_target=flip_half)
     return augment_faces
 
 
