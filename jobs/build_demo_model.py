@@ -29,9 +29,9 @@ from pipeline.storage import OutputKind, check_output
 from pipeline.storage.readers.pairs import pair_tars
 
 if TYPE_CHECKING:
-    from pipeline.demo.build import DemoData
     from pipeline.demo.plans import DemoPlan
     from pipeline.models import RestyleModel
+    from pipeline.training.latent_pairs import LatentPairs
 
 LOOKS = {"photo": "demo", "cartoon": "demo-toonify"}  # and the models that render them
 
@@ -68,14 +68,16 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
     )
 
 
-def read_data(arguments: argparse.Namespace, shards: list[str], size: int, work: str) -> DemoData:
+def read_pairs(
+    arguments: argparse.Namespace, shards: list[str], size: int, work: str
+) -> LatentPairs:
     """Return pairs at `size` and the target images; cartoons are drawn twice as large."""
-    from pipeline.demo.build import DemoData, draw_cartoons
+    from pipeline.demo.build import draw_cartoons
     from pipeline.training.latent_pairs import load_pairs
 
     if arguments.look == "cartoon":
         return draw_cartoons(load_pairs(shards, 2 * size), size, work)
-    return DemoData(load_pairs(shards, size))
+    return load_pairs(shards, size)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,9 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     started = time.monotonic()
     size = plan.size
-    data = read_data(arguments, shards, size, work)
-    print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
-    model, seconds = build(plan, data, work, base)
+    pairs = read_pairs(arguments, shards, size, work)
+    print(f"{len(pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
+    model, seconds = build(plan, pairs, work, base)
     leave_group()
     if not group.is_main_process:
         return 0

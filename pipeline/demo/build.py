@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,45 +37,22 @@ WIDTH = 32  # of the encoder
 CARTOON_BATCH = 64
 
 
-@dataclass(frozen=True)
-class DemoData:
-    """Training pairs and, in `targets`, the images that the generator learns: uint8 [n, 3, s, s].
-
-    Without `targets` it learns the images of the pairs.
-    """
-
-    pairs: LatentPairs
-    targets: Tensor | None = None
-
-    @property
-    def as_pairs(self) -> LatentPairs:
-        """Codes with the images that the generator learns."""
-        return self.pairs if self.targets is None else LatentPairs(self.pairs.w, self.targets)
-
-    def split(self, held_out: int) -> tuple[DemoData, DemoData]:
-        """Return all but the last `held_out` pairs, and the last `held_out`."""
-        training, held_out_data = self.pairs.split(held_out)
-        if self.targets is None:
-            return DemoData(training), DemoData(held_out_data)
-        edge = len(training)
-        return DemoData(training, self.targets[:edge]), DemoData(held_out_data, self.targets[edge:])
-
-    def faces(self, index: Tensor, size: int) -> Faces:
-        """Return the encoder's inputs, of `size` pixels, and targets at `index`."""
-        images = from_levels(self.pairs.images[index])
-        inputs = images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
-        return Faces(inputs, images if self.targets is None else from_levels(self.targets[index]))
+def faces_at(pairs: LatentPairs, index: Tensor, size: int) -> Faces:
+    """Return the encoder's inputs, of `size` pixels, and targets at `index`."""
+    images = from_levels(pairs.images[index])
+    inputs = images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
+    return Faces(inputs, images if pairs.targets is None else from_levels(pairs.targets[index]))
 
 
 def reduced_pairs(pairs: LatentPairs, size: int) -> LatentPairs:
-    """Return `pairs` with images of `size` pixels, by block means."""
-    if pairs.images.shape[-1] == size:
+    """Return `pairs` with images of `size` pixels to render, by block means."""
+    if pairs.rendered.shape[-1] == size:
         return pairs
-    images = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
+    images = [_reduced(from_levels(batch), size) for batch in pairs.rendered.split(CARTOON_BATCH)]
     return LatentPairs(pairs.w, torch.cat(images))
 
 
-def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> DemoData:
+def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> LatentPairs:
     """Return `pairs` reduced to `size`, with cartoons computed at full size as targets.
 
     The cartoons are stored in `folder` and computed again only for other images: 2.5 minutes for
@@ -90,7 +67,7 @@ def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> DemoData:
         ]
         state = {"looks": torch.cat(cartoons), "drawn_from": drawn_from}
         save_state(store, "looks.pt", state)
-    return DemoData(reduced_pairs(pairs, size), state["looks"])
+    return replace(reduced_pairs(pairs, size), targets=state["looks"])
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
@@ -136,7 +113,7 @@ def scale_output(encoder: CompactEncoder, spread: float) -> None:
 def train_encoder(
     plan: DemoPlan,
     generator: Generator,
-    data: DemoData,
+    pairs: LatentPairs,
     folder: str,
     base: RestyleModel | None = None,
 ) -> RestyleModel:
@@ -146,11 +123,11 @@ def train_encoder(
     model's first step. Of a larger `base` the first style rows are used.
     """
     torch.manual_seed(plan.encoder.seed)
-    training, held_out_data = data.split(plan.held_out)
-    spread = LatentScale.of(training.pairs.w).spread
+    training, held_out = pairs.split(plan.held_out)
+    spread = LatentScale.of(training.w).spread
     rows, size = generator.n_styles, plan.first_size
     encoder = CompactEncoder(rows, size, width=WIDTH)
-    average = repeat_rows(training.pairs.w.mean(dim=0)[None], rows)[0]
+    average = repeat_rows(training.w.mean(dim=0)[None], rows)[0]
     if base:
         assert isinstance(base.encoder, CompactEncoder)
         encoder = with_rows(base.encoder, rows)
@@ -161,7 +138,7 @@ def train_encoder(
     task = EncoderTask(
         model,
         replace(plan.rounds, spread=spread),
-        held_out_data.faces(torch.arange(plan.held_out), size),
+        faces_at(held_out, torch.arange(plan.held_out), size),
         start=model_start(base, rows) if base else None,
         augment=augment_faces,
         networks=identity,
@@ -169,8 +146,8 @@ def train_encoder(
     trained = train(
         plan.encoder,
         task,
-        len(training.pairs),
-        partial(training.faces, size=size),
+        len(training),
+        partial(faces_at, training, size=size),
         Store(folder),
         "encoder",
         join_group(),
@@ -182,19 +159,19 @@ def train_encoder(
 
 
 def build(
-    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
+    plan: DemoPlan, pairs: LatentPairs, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
     """Run all stages, resuming from `folder`; return the model and the seconds of each stage.
 
     The model's card has the last metrics of each. Seconds cover all runs, as in the training log.
     """
-    check_plan(plan, base, folder, len(data.pairs))
+    check_plan(plan, base, folder, len(pairs))
     if join_group().is_main_process:
-        save_plan(plan, base, folder, len(data.pairs))
-    generator = make_generator(plan, data, folder, base)
-    model = train_encoder(plan, generator, data, folder, base)
+        save_plan(plan, base, folder, len(pairs))
+    generator = make_generator(plan, pairs, folder, base)
+    model = train_encoder(plan, generator, pairs, folder, base)
     stages = {stage: final_report(folder, stage) for stage in plan.stages}
-    notes: dict[str, Any] = {"pairs": len(data.pairs) - plan.held_out, **stages}
+    notes: dict[str, Any] = {"pairs": len(pairs) - plan.held_out, **stages}
     encoder = model.encoder
     assert isinstance(encoder, CompactEncoder)
     finished = assemble(plan, generator, encoder, model.latent_avg, notes)
@@ -202,12 +179,12 @@ def build(
 
 
 def make_generator(
-    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
+    plan: DemoPlan, pairs: LatentPairs, folder: str, base: RestyleModel | None = None
 ) -> Generator:
     """Fit the generator and, if the plan says so, grow it; resumes from `folder`."""
     generator = fit_generator(
         plan.generator,
-        reduced_pairs(data.as_pairs, plan.first_size),
+        reduced_pairs(pairs, plan.first_size),
         folder,
         channels=plan.channels,
         start=with_levels(base.generator, plan.channels) if base else None,
@@ -217,7 +194,7 @@ def make_generator(
         return generator
     return fit_generator(
         plan.growth.loop,
-        data.as_pairs,
+        pairs,
         folder,
         start=with_levels(generator, plan.growth.channels),
         held_out=plan.held_out,
