@@ -1,4 +1,7 @@
-"""Load a job's settings into a pydantic model from a YAML file and then from flags."""
+"""Load a job's settings into a pydantic model from a YAML file and then from flags.
+
+Groups of settings that several jobs take are base classes of their models.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,20 @@ from pipeline.choices import (
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
     EncoderType,
+    Fit,
+    Icc,
     Turns,
 )
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
-from pipeline.storage import canonical_uri, is_local, one_line
+from pipeline.storage import (
+    FILES_PER_SHARD,
+    ONE_IMAGE,
+    ReadOptions,
+    canonical_uri,
+    is_local,
+    one_line,
+)
 from pipeline.storage.uris import read_file
 
 _MAX_FILE_BYTES = 1 << 20
@@ -31,76 +43,76 @@ _TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-TurnsSetting = Annotated[
-    Turns, Field(description="whether photos rotated by 90, 180 and 270 degrees are searched too")
-]
-SearchPixels = Annotated[
-    int,
-    Field(
+
+class SettingGroup(BaseModel):
+    """Settings that more than one job takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFlags(SettingGroup):
+    """Properties that a model's file may lack."""
+
+    domain: str | None = Field(
+        None,
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: the domain in the model's file)",
+    )
+    encoder_type: EncoderType | None = Field(
+        None, description="encoder type of a checkpoint whose options name none"
+    )
+    estimate_latent_avg: bool = Field(
+        False,
+        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
+        "z codes",
+    )
+
+
+class FaceSearch(SettingGroup):
+    """Settings of face detection."""
+
+    turns: Turns = Field(
+        "auto", description="whether photos rotated by 90, 180 and 270 degrees are searched too"
+    )
+    search_pixels: int = Field(
+        SEARCH_PIXELS,
         ge=0,
         le=MOST_SEARCH_PIXELS,
         description="maximum pixels of the enlarged copy in which a face is searched if smaller "
         "copies show none; 0: no copy of more than 1792 px per side",
-    ),
-]
-CheckBelow = Annotated[
-    float,
-    Field(
+    )
+    check_below: float = Field(
+        CHECK_BELOW,
         ge=0,
         allow_inf_nan=False,
         description="faces with a lower detector score are detected again in their crop; 0: none",
-    ),
-]
-CoarseSide = Annotated[
-    int,
-    Field(
+    )
+    coarse_side: int = Field(
+        COARSE_SIDE,
         ge=0,
         lt=448,
         description="longest side in pixels of the copy that is searched first, for a face that "
         "is large in its photo; 0: none",
-    ),
-]
+    )
 
 
-DomainSetting = Annotated[
-    str | None,
-    Field(
-        min_length=1,
-        description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: the domain in the model's file)",
-    ),
-]
-EncoderTypeSetting = Annotated[
-    EncoderType | None, Field(description="encoder type of a checkpoint whose options name none")
-]
-EstimateLatentAvg = Annotated[
-    bool,
-    Field(
-        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
-        "z codes"
-    ),
-]
+class AlignmentFlags(FaceSearch):
+    """Settings by which images become faces."""
 
-
-class ModelFlags(BaseModel):
-    """Properties that a model's file may lack, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
-
-
-class FaceSearch(BaseModel):
-    """Settings of face detection, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
+    prealigned: bool | None = Field(
+        None, description="images are crops: resize without face detection (default: by the domain)"
+    )
+    fit: Fit | None = Field(
+        None,
+        description="how a prealigned image of another aspect ratio is resized (default stretch)",
+    )
+    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
+    icc: Icc = Field(
+        "apply",
+        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
+        "scripts",
+    )
 
 
 def _image_fields(text: str) -> str:
@@ -111,13 +123,30 @@ def _image_fields(text: str) -> str:
     return ",".join(fields)
 
 
-# Settings that more than one job takes.
-ImageField = Annotated[str, AfterValidator(_image_fields)]
-IMAGE_FIELD_MEANING = (
-    "which images of one webdataset key in a tar or zip: one, all, or the fields to use, the "
-    "preferred first (jpg,png)"
-)
-IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
+class ReadFlags(SettingGroup):
+    """Settings of listing an input and reading its shards."""
+
+    files_per_shard: int = Field(
+        FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
+    )
+    sniff: bool = Field(
+        True, description="read files without a known extension if their first bytes are an image's"
+    )
+    image_field: Annotated[str, AfterValidator(_image_fields)] = Field(
+        ONE_IMAGE,
+        description="which images of one webdataset key in a tar or zip: one, all, or the fields "
+        "to use, the preferred first (jpg,png)",
+    )
+    image_column: str | None = Field(
+        None, description="Parquet column of images (default: the only one, or a usual name)"
+    )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Options for listing the input and reading its shards."""
+        return ReadOptions(
+            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
+        )
 
 
 class ConfigFile(NamedTuple):
