@@ -52,9 +52,8 @@ class TensorBoard:
             if name == "images":
                 continue
             if isinstance(value, list):
-                steps = {f"step_{step}": number for step, number in enumerate(value, start=1)}
-                for step, number in steps.items():
-                    self.writer.add_scalar(f"{name}/{step}", number, images)
+                for step, number in enumerate(value, start=1):
+                    self.writer.add_scalar(f"{name}/step_{step}", number, images)
             else:
                 self.writer.add_scalar(name, value, images)
         self._copy()
