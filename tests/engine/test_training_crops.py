@@ -214,7 +214,7 @@ def test_sources_and_targets_are_paired_by_their_keys(
     assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
     assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
-    result = begin_event(config, plan.store, targets=plan.targets.store)
+    result = begin_event(config, plan)
     assert [result[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
     for name in ("4.jpg", "2.PNG", "0.png"):
         (folder / name).rename(folder / f"x{name}")

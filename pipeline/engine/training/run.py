@@ -133,36 +133,30 @@ def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterat
         thread.join()
 
 
-def begin_event(
-    config: TrainConfig,
-    store: Store,
-    continued_from: dict[str, Any] | None = None,
-    targets: Store | None = None,
-) -> dict[str, Any]:
+def begin_event(config: TrainConfig, plan: CropPlan) -> dict[str, Any]:
     """Return the event `training_begins`: numbers of samples, crops, pairs and held-out crops.
 
-    `continued_from` is the state of the official training that this one continues, if any.
-
-    Raises `InputError` if `store` holds too few crops.
+    Raises `InputError` if there are too few crops.
     """
     from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
     from pipeline.training.run import split_counts
 
-    crops: Crops | CropPairs = Crops(store)
-    facts, partners = read_index(store) or {}, {}
-    if targets:
-        alone, others = len(crops), Crops(targets)
-        crops = read_pairs(Crops(store), others)
+    sources = Crops(plan.store)
+    crops: Crops | CropPairs = sources
+    facts, partners = read_index(plan.store) or {}, {}
+    if plan.targets:
+        targets = Crops(plan.targets.store)
+        crops = read_pairs(sources, targets)
         partners = {
             "pairs": len(crops),
-            "without_target": alone - len(crops),
-            "without_source": len(others) - len(crops),
+            "without_target": len(sources) - len(crops),
+            "without_source": len(targets) - len(crops),
         }
     trained_on = sum(split_counts(crops, config.held_out, config.batch))
     begins = not Store(config.output).exists(f"{ENCODER}.pt")
     return {
         "event": "training_begins",
-        **({"goes_on_with": continued_from} if continued_from and begins else {}),
+        **({"goes_on_with": plan.continued_from} if plan.continued_from and begins else {}),
         "samples": facts["samples"],
         "rejects_by_reason": facts["rejects_by_reason"],
         "crops": len(crops),
@@ -200,9 +194,7 @@ def run_training(
         check_workers(config, resources, local=not in_cluster())
         enter_phase("cutting crops")
         cut_pairs(config, plan, resources)
-        targets = plan.targets.store if plan.targets else None
-        event = begin_event(config, plan.store, plan.continued_from, targets)
-        report(json.dumps(event))
+        report(json.dumps(begin_event(config, plan)))
         trainer = _trainer(config, plan, resources)
         enter_phase("training", every_s=REPORT_EVERY_S)  # the log's lines show the progress
         with _reporting_log(config, report):
