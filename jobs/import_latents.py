@@ -26,9 +26,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.choices import CodeType, Fit, Icc
+from pipeline.choices import CodeType
 from pipeline.cli import add_count, add_device, add_flags, job_parser, print_result
-from pipeline.config_loading import FaceSearch, ModelFlags, fill_part
+from pipeline.config_loading import AlignmentFlags, FaceSearch, ModelFlags, fill_part
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
 from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from pipeline.interop.measuring import Measuring
     from pipeline.models import RestyleModel
 
+_ALIGNMENT = ("prealigned", "fit", *FaceSearch.model_fields, "icc")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check, import, print one JSON line; return the exit code."""
@@ -70,14 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results", metavar="URI", help="pictures <step>/<name>, instead of rendering"
     )
-    parser.add_argument(
-        "--prealigned",
-        action=argparse.BooleanOptionalAction,
-        help="images are aligned crops (default: as the model's domain asks)",
-    )
-    parser.add_argument("--fit", choices=get_args(Fit), help="how prealigned images are resized")
-    add_flags(parser, FaceSearch)
-    parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
+    add_flags(parser, AlignmentFlags, _ALIGNMENT)
     parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
     parser.add_argument(
         "--latent-dtype", choices=get_args(CodeType), default="float16", help="type of w_plus"
@@ -135,7 +130,7 @@ def _check(args: argparse.Namespace) -> CodeFiles:
     """Return the codes; raise a `RequestError` for what is wrong, without importing PyTorch."""
     check_output(args.output, TABLE_OUTPUT)
     if not args.images:
-        for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
+        for name in ("results", "identity", *_ALIGNMENT):
             if getattr(args, name) is not None:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
