@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -80,9 +79,8 @@ def assemble(
     generator: Generator,
     encoder: CompactEncoder,
     latent_avg: Tensor,  # [n_styles, 512]
-    notes: dict[str, Any] | None = None,
 ) -> RestyleModel:
-    """Return both networks as one model; `notes` is plain JSON for its card."""
+    """Return both networks as one model."""
     size = encoder.input_size
     architecture = Architecture(
         encoder_type="CompactEncoder",
@@ -95,8 +93,7 @@ def assemble(
         channels=plan.growth.channels if plan.growth else plan.channels,
         input_size=(size, size),
     )
-    card = ModelCard(plan.name, plan.domain, plan.source, LICENCE, notes or {})
-    model = RestyleModel(architecture, card)
+    model = RestyleModel(architecture, ModelCard(plan.name, plan.domain, plan.source, LICENCE))
     model.generator.load_state_dict(generator.state_dict())
     model.encoder.load_state_dict(encoder.state_dict())
     model.latent_avg.copy_(latent_avg)
@@ -152,7 +149,7 @@ def train_encoder(
         "encoder",
         join_group(),
     )
-    finished = copy.deepcopy(trained.network)
+    finished = trained.network
     assert isinstance(finished, CompactEncoder)
     scale_output(finished, spread)
     return assemble(plan, generator, finished, average)
@@ -171,11 +168,9 @@ def build(
     generator = make_generator(plan, pairs, folder, base)
     model = train_encoder(plan, generator, pairs, folder, base)
     stages = {stage: final_report(folder, stage) for stage in plan.stages}
-    notes: dict[str, Any] = {"pairs": len(pairs) - plan.held_out, **stages}
-    encoder = model.encoder
-    assert isinstance(encoder, CompactEncoder)
-    finished = assemble(plan, generator, encoder, model.latent_avg, notes)
-    return finished, {stage: report["seconds"] for stage, report in stages.items()}
+    notes = {"pairs": len(pairs) - plan.held_out, **stages}
+    model.card = replace(model.card, notes=notes)
+    return model, {stage: report["seconds"] for stage, report in stages.items()}
 
 
 def make_generator(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,23 +70,18 @@ class LatentScale:
 
 @torch.no_grad()
 def evaluate_generator(
-    generator: nn.Module, pairs: LatentPairs, scale: LatentScale
+    generator: Generator, pairs: LatentPairs, scale: LatentScale
 ) -> dict[str, float]:
     """Return mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
     sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
     for index in torch.arange(len(pairs)).split(50):
         w, target = pairs.batch(index)
-        rendered = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
+        rendered = generator(repeat_rows(scale.normalise(w), generator.n_styles)).clamp(-1, 1)
         large = [F.interpolate(x, size=128, mode="bilinear") for x in (rendered, target)]
         sums["l2"] += float((rendered - target).square().mean()) * len(index)
         sums["l1"] += float((rendered - target).abs().mean()) * len(index)
         sums["lpips"] += float(load_lpips()(*large).sum())
     return {name: round(total / len(pairs), 5) for name, total in sums.items()}
-
-
-def _rows(generator: nn.Module) -> int:
-    rows: int = generator.n_styles  # type: ignore[assignment]
-    return rows
 
 
 def repeat_rows(w: Tensor, n_styles: int) -> Tensor:
@@ -144,7 +139,7 @@ class GeneratorTask(Task[CodedImages]):
 
     def validate(self, network: nn.Module) -> Validation:
         """See `Task.validate`."""
-        return evaluate_generator(network, self.held_out, self.scale)
+        return evaluate_generator(cast(Generator, network), self.held_out, self.scale)
 
     def score(self, validation: Validation) -> float:
         """Return LPIPS; by L2 the most blurred faces would win."""

@@ -19,6 +19,7 @@ from pipeline.inversion import average_image, invert
 from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import start_codes
 from pipeline.metrics.lpips import load_lpips
+from pipeline.metrics.pixel import mean_squared_error
 from pipeline.models import RestyleModel
 from pipeline.training.augment import augment, jitter
 from pipeline.training.distributed import Group
@@ -300,7 +301,7 @@ class EncoderTask(Task[Faces]):
 def distances(rendered: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return L2 [n] and LPIPS [n]; images below 128 px are enlarged to that for LPIPS."""
     clamped = rendered.clamp(-1, 1)
-    l2 = (clamped - target).square().mean(dim=(1, 2, 3))
+    l2 = mean_squared_error(clamped, target)
     size = [max(128, side) for side in target.shape[-2:]]
     large = [F.interpolate(images, size=size, mode="bilinear") for images in (clamped, target)]
     return l2, load_lpips(str(target.device))(*large)

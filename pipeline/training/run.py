@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.models import ModelCard, RestyleModel, save_bundle
+from pipeline.models import RestyleModel, save_bundle
 from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
@@ -206,13 +206,7 @@ def write_models(
     notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
     if images_before:  # of the training that this one continued
         notes["images_before"] = images_before
-    model.card = ModelCard(
-        model.card.name,
-        model.domain,
-        model.card.source,
-        model.card.licence,
-        notes,
-    )
+    model.card = dataclasses.replace(model.card, notes=notes)
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
     written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}

@@ -51,7 +51,6 @@ class CropPlan:
     store: Store
     continued_from: dict[str, Any] | None = None  # state of an official training, for the log
     targets: CropPlan | None = None  # target images, if they differ from the inputs
-    keeps_keys: bool = False
 
 
 class WriteCrops(Stage):
@@ -163,8 +162,7 @@ def _crop_plan(
         settings["keys"] = True
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
-    origin = Origin(digest, start)
-    return CropPlan(origin, tasks, alignment, store, keeps_keys=bool(config.target))
+    return CropPlan(Origin(digest, start), tasks, alignment, store)
 
 
 def run_stages(
@@ -178,7 +176,7 @@ def run_stages(
 
     local = not in_cluster()
     aligners = max_cpu_actors(config.align_workers, resources, local)
-    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=plan.keeps_keys)
+    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=bool(config.target))
     stages: tuple[Stage, ...] = (Read(), Align(plan.alignment), crops)
     pools = Pools.for_stages([type(stage) for stage in stages], resources, local, align=aligners)
     with run_settings():
