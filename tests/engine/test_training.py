@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,20 @@ from pipeline.engine.cluster import Resources
 from pipeline.engine.training.crops import CropPlan, plan_crops
 from pipeline.engine.training.run import (
     _failures,
+    _reporting_log,
     _trainer,
     begin_event,
     check_workers,
     run_training,
 )
-from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    PipelineError,
+    RequestError,
+    StorageError,
+)
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, put_index
@@ -102,6 +112,25 @@ def test_wrong_requests_are_refused_before_cutting_crops(
     with pytest.raises(RequestError, match=expected):
         run_training(five_images.model_copy(update=settings))
     assert not Path(five_images.output).exists()
+
+
+def test_an_unreadable_log_is_read_again(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, lines, failed = itertools.count(), list[str](), threading.Event()
+
+    def read_reports(*_: object) -> list[dict[str, int]]:
+        call = next(calls)
+        if call == 1:
+            failed.set()
+            raise StorageError("the bucket does not answer")
+        return [{"images": 8}] if call else []
+
+    monkeypatch.setattr("pipeline.training.train_log.read_reports", read_reports)
+    monkeypatch.setattr("pipeline.engine.training.run.POLL_S", 0.01)
+    with _reporting_log(five_images, lines.append):
+        assert failed.wait(10)
+    assert lines == ['{"images": 8}']
 
 
 def test_the_start_event_counts_the_crops(five_images: TrainConfig) -> None:

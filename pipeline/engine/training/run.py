@@ -23,7 +23,7 @@ from pipeline.engine.cluster import RaySession, Resources, summarize_error
 from pipeline.engine.address import in_cluster
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.training.crops import CropPlan, cut_pairs, plan_crops
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
@@ -119,7 +119,12 @@ def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterat
         last = False
         while not last:
             last = ended.wait(POLL_S)
-            for line in map(json.dumps, read_reports(store, ENCODER)):
+            try:
+                lines = read_reports(store, ENCODER)
+            except StorageError as error:  # the training goes on, and the next poll reads again
+                _LOGGER.warning("the training log cannot be read: %s", error)
+                continue
+            for line in map(json.dumps, lines):
                 if line not in reported:
                     reported.add(line)
                     report(line)
