@@ -23,7 +23,7 @@ from pipeline.training.data import CropPairs, Crops, windowed
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
-from pipeline.training.encoder_task import EncoderTask, Faces, augment_faces
+from pipeline.training.encoder_task import EncoderPlan, EncoderTask, Faces, augment_faces
 from pipeline.training.initial_model import mapped_codes, start_digest, starting_model
 from pipeline.training.latent_pairs import load_codes
 from pipeline.training.official_resume import continuation_of
@@ -189,12 +189,13 @@ def train_restyle(
         shuffled=windowed(counts, crops.window),
         open_tensorboard=open_tensorboard,
     )
-    before = task.plan.images_before
-    return write_models(config, model, trained, len(crops), before) if group.is_main_process else {}
+    if not group.is_main_process:
+        return {}
+    return write_models(config, task.plan, model, trained, len(crops))
 
 
 def write_models(
-    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int, images_before: int = 0
+    config: TrainConfig, plan: EncoderPlan, model: RestyleModel, trained: Trained, crops: int
 ) -> dict[str, Any]:
     """Load the best encoder weights into `model` and write it as a bundle.
 
@@ -204,29 +205,28 @@ def write_models(
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
     notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
-    if images_before:  # of the training that this one continued
-        notes["images_before"] = images_before
+    if plan.images_before:  # of the training that this one continued
+        notes["images_before"] = plan.images_before
     model.card = dataclasses.replace(model.card, notes=notes)
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
     written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}
     if refused := original_refuses(model):
         return {**written, "no_official": refused}
-    save_official(model, store.uri(OFFICIAL), _official_options(config, model))
+    save_official(model, store.uri(OFFICIAL), _official_options(config, plan))
     return {**written, "official": store.uri(OFFICIAL)}
 
 
-def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any]:
-    plan = encoder_plan(config, model)
-    weights = dataclasses.asdict(plan.images)
+def _official_options(config: TrainConfig, plan: EncoderPlan) -> dict[str, Any]:
+    weights = plan.images
     return {
         "batch_size": config.batch,
         "learning_rate": config.rate,
         "optim_name": config.optimiser,
-        "l2_lambda": weights["l2"],
-        "lpips_lambda": weights["lpips"],
-        "id_lambda": weights["identity"],
-        "moco_lambda": weights["moco"],
+        "l2_lambda": weights.l2,
+        "lpips_lambda": weights.lpips,
+        "id_lambda": weights.identity,
+        "moco_lambda": weights.moco,
         "w_norm_lambda": plan.w_norm,
         "n_iters_per_batch": plan.steps,
         "max_steps": config.images // config.batch,
