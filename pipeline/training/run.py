@@ -36,7 +36,7 @@ from pipeline.training.paper_defaults import (
     feature_networks,
 )
 from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
-from pipeline.training.train_log import TensorBoard, summary_writer
+from pipeline.training.train_log import summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
@@ -175,9 +175,6 @@ def train_restyle(
     degrader = Degrader(config.degrade, config.seed) if config.degrade else None
     held_out = faces_at(crops, torch.arange(sum(counts), len(crops)), degrader)
     task = make_task(config, model, held_out)
-    open_tensorboard = (
-        partial(TensorBoard, store) if config.tensorboard and group.is_main_process else None
-    )
     trained = train(
         plan,
         task,
@@ -187,7 +184,7 @@ def train_restyle(
         ENCODER,
         group,
         shuffled=windowed(counts, crops.window),
-        open_tensorboard=open_tensorboard,
+        tensorboard=config.tensorboard,
     )
     if not group.is_main_process:
         return {}

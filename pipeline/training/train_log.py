@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class TensorBoard:
     installed.
     """
 
-    def __init__(self, store: Store, images: int = 0) -> None:
+    def __init__(self, store: Store, images: int) -> None:
         self.store = store
         self.folder = tempfile.TemporaryDirectory(prefix="tensorboard-")
         self.writer = summary_writer()(self.folder.name, purge_step=images + 1)
@@ -84,13 +84,8 @@ class TrainLog:
     lost to a kill and without the time between runs. NaN and infinity are written as null.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        open_tensorboard: Callable[[int], TensorBoard] | None = None,  # takes the images done
-    ) -> None:
-        self.store, self.name, self.open_tensorboard = store, name, open_tensorboard
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
         self.tensorboard: TensorBoard | None = None
         self.lines: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
@@ -104,9 +99,9 @@ class TrainLog:
         self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
         self.since = time.monotonic() - float(pending.get("seconds", 0.0))
 
-    def begin(self, images: int) -> None:
-        """Open TensorBoard at `images`, where the run starts or resumes."""
-        self.tensorboard = self.open_tensorboard(images) if self.open_tensorboard else None
+    def open_tensorboard(self, images: int) -> None:
+        """Write events too, from `images` on, where the run starts or resumes."""
+        self.tensorboard = TensorBoard(self.store, images)
 
     @property
     def pending(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipeline.training import optimisers
 from pipeline.training.checkpoints import load_state, save_state
 from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group
-from pipeline.training.train_log import TensorBoard, TrainLog
+from pipeline.training.train_log import TrainLog
 
 
 def learning_rate(max_lr: float, batches: int, progress: float, warmup_steps: int = 100) -> float:
@@ -312,7 +312,7 @@ def train(
     group: Group | None = None,
     *,
     shuffled: Callable[[torch.Generator], Tensor] | None = None,  # see `random_batches`
-    open_tensorboard: Callable[[int], TensorBoard] | None = None,  # takes the images done
+    tensorboard: bool = False,
 ) -> Trained:
     """Train `task` for `plan.images` images, resuming from the last checkpoint in `store`.
 
@@ -322,13 +322,15 @@ def train(
     (its last checkpoint is kept), and what the task raises.
     """
     group = group or Group()
-    run = _Run(plan, task, store, TrainLog(store, name, open_tensorboard), group)
+    train_log = TrainLog(store, name)
+    run = _Run(plan, task, store, train_log, group)
     run.resume()
-    run.train_log.begin(run.images)
+    if tensorboard and group.is_main_process:
+        train_log.open_tensorboard(run.images)
     numbers = random_batches(count, plan.batch, plan.seed, run.batches, shuffled)
     try:
         for index in itertools.islice(numbers, max(0, plan.batches - run.batches)):
             run.step(batch_at(group.share(index)))
     finally:
-        run.train_log.close()
+        train_log.close()
     return run.result()

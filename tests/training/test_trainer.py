@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.storage import Store
+from pipeline.training import train_log
 from pipeline.training.checkpoints import load_state, save_state
 from pipeline.training.train_log import read_reports
 from pipeline.training.trainer import LoopPlan, Task, train
@@ -203,38 +204,33 @@ def test_training_without_finite_validation_is_refused(tmp_path):
     assert read_reports(store, "line")[-1]["held_out_l2"] is None
 
 
-def test_tensorboard_opens_at_the_resumed_image(tmp_path):
-    opened = []
+class NoTensorBoard:
+    """Record where it is opened, and whether it is closed."""
 
-    class NoTensorBoard:
-        def __init__(self, images):
-            opened.append(images)
+    def __init__(self, store, images):
+        self.store = store
+        store.put(f"opened-{images}", b"")
 
-        def scalars(self, images, line):
-            """Show nothing."""
+    def scalars(self, images, line):
+        """Show nothing."""
 
-        def close(self):
-            """Nothing to close."""
+    def close(self):
+        self.store.put("closed", b"")
 
+
+def test_tensorboard_opens_at_the_resumed_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_log, "TensorBoard", NoTensorBoard)
     store = Store(str(tmp_path))
     for images in (40, 80):
-        plan = replace(PLAN, images=images)
-        fit(plan, LineTask(), store, open_tensorboard=NoTensorBoard)
-    assert opened == [0, 40]
+        fit(replace(PLAN, images=images), LineTask(), store, tensorboard=True)
+    assert store.names("opened") == ["opened-0", "opened-40"]
 
 
-def test_log_is_closed_when_training_fails(tmp_path):
+def test_log_is_closed_when_training_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_log, "TensorBoard", NoTensorBoard)
     store = Store(str(tmp_path))
-
-    class Closed:
-        def __init__(self, images):
-            """Open nothing."""
-
-        def close(self):
-            store.put("closed", b"")
-
     with pytest.raises(KeyboardInterrupt):
-        fit(PLAN, LineTask(fail_at=0), store, open_tensorboard=Closed)
+        fit(PLAN, LineTask(fail_at=0), store, tensorboard=True)
     assert store.exists("closed")
 
 
