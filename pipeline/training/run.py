@@ -89,11 +89,10 @@ def split_counts(crops: Crops | CropPairs, held_out: int, batch: int = 1) -> lis
 
 def faces_at(crops: Crops | CropPairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
     """Return inputs and targets of the crops at `index` [b]."""
-    inputs = crops.images(index)
-    if isinstance(crops, Crops) and degrader is None:
+    inputs, targets = crops.pairs(index)
+    if inputs is targets and degrader is None:
         images = from_levels(inputs)
         return Faces(images, images)
-    targets = crops.target_images(index)
     if degrader:
         inputs = torch.stack(
             [_degraded(image, degrader, int(n)) for image, n in zip(inputs, index, strict=True)]

@@ -210,9 +210,9 @@ def test_sources_and_targets_are_paired_by_their_keys(
     monkeypatch.setattr(crops, "run_stages", crops_in_place([]))
     cut_pairs(config, plan, resources)
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
-    index = torch.arange(3)
-    assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
-    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
+    inputs, targets = pairs.pairs(torch.arange(3))
+    assert inputs[:, 0, 0, 0].tolist() == [0, 80, 160]
+    assert targets[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
     result = begin_event(config, plan)
     assert [result[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
