@@ -126,7 +126,7 @@ def test_an_unreadable_log_is_read_again(
             raise StorageError("the bucket does not answer")
         return [{"images": 8}] if call else []
 
-    monkeypatch.setattr("pipeline.training.train_log.read_reports", read_reports)
+    monkeypatch.setattr("pipeline.engine.training.run.read_reports", read_reports)
     monkeypatch.setattr("pipeline.engine.training.run.POLL_S", 0.01)
     with _reporting_log(five_images, lines.append):
         assert failed.wait(10)

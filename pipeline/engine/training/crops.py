@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.address import in_cluster
@@ -35,6 +36,15 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.spec import without_earlier
 from pipeline.training.config import TrainConfig
+from pipeline.training.data import (
+    CropFile,
+    match_keys,
+    put_crops,
+    put_index,
+    put_pairs,
+    read_header,
+    read_index,
+)
 from pipeline.training.resume_check import CROPS, Origin
 
 SUFFIX = ".safetensors"
@@ -71,10 +81,6 @@ class WriteCrops(Stage):
 
     def process(self, batch: FaceBatch) -> PartDone:
         """Write a part; only its counts are passed on."""
-        import torch
-
-        from pipeline.training.data import put_crops
-
         counts = batch.counts
         pixels = [np.frombuffer(face, np.uint8) for face in batch.faces["pixels"].to_pylist()]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
@@ -191,8 +197,6 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises `StorageError` if some failed, after the others are cut, and `InputError` if no image
     gives a crop.
     """
-    from pipeline.training.data import CropFile, put_index, read_header, read_index
-
     if read_index(plan.store) is not None:
         return
     before = existing_parts(plan.store)
@@ -233,8 +237,6 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises the errors of `cut_crops`, and `InputError` if no key is in both sets, or if a key is not
     unique in its set.
     """
-    from pipeline.training.data import match_keys, put_pairs
-
     cut_crops(config, plan, resources)
     if plan.targets is None:
         return
@@ -256,8 +258,6 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
 
 def _keys(store: Store) -> list[str]:
     """Return the keys of all crops in `store`, in order."""
-    from pipeline.training.data import read_header, read_index
-
     names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         headers = pool.map(partial(read_header, store), names)

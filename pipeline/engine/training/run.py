@@ -27,7 +27,11 @@ from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
+from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
+from pipeline.training.distributed import join_group
 from pipeline.training.resume_check import ENCODER, check_settings
+from pipeline.training.run import split_counts, train_restyle
+from pipeline.training.train_log import read_reports
 
 _LOGGER = logging.getLogger(__name__)
 DONE = "_done.json"
@@ -46,10 +50,6 @@ def train_in_worker(settings: dict[str, Any]) -> None:
     """Train in one of Ray Train's processes."""
     import ray.train
     import ray.train.torch
-
-    from pipeline.training.data import Crops, read_pairs
-    from pipeline.training.distributed import join_group
-    from pipeline.training.run import train_restyle
 
     config = TrainConfig(**settings["config"])
     device = str(ray.train.torch.get_device()) if settings["on_gpu"] else "cpu"
@@ -110,8 +110,6 @@ def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
 @contextmanager
 def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterator[None]:
     """Report each line that the block adds to the training log: the workers have no terminal."""
-    from pipeline.training.train_log import read_reports
-
     store, ended = Store(config.output), threading.Event()
     reported = {json.dumps(line) for line in read_reports(store, ENCODER)}
 
@@ -143,9 +141,6 @@ def begin_event(config: TrainConfig, plan: CropPlan) -> dict[str, Any]:
 
     Raises `InputError` if there are too few crops.
     """
-    from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
-    from pipeline.training.run import split_counts
-
     sources = Crops(plan.store)
     crops: Crops | CropPairs = sources
     facts, partners = read_index(plan.store) or {}, {}
