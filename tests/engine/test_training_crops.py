@@ -51,7 +51,7 @@ def cutting(plan: CropPlan) -> Iterator[Callable[[Message], Message]]:
     """Aligns and cuts a part, in this process."""
     align = Align(plan.alignment)
     root, size = plan.store.root, plan.alignment.output_size
-    write = WriteCrops(root, size, keeps_keys=plan.keeps_keys)
+    write = WriteCrops(root, size, keeps_keys=True)
     workers = [Worker(align), Worker(write)]
 
     def cut(message: Message) -> Message:
