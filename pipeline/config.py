@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +11,7 @@ from pipeline.choices import (
     BestStepBy,
     CodeType,
     Device,
+    EncoderType,
     Faces,
     IdentitySteps,
     MethodName,
@@ -19,7 +20,6 @@ from pipeline.choices import (
 )
 from pipeline.config_loading import (
     AlignmentFlags,
-    ModelFlags,
     ReadFlags,
     check_uris,
     fill,
@@ -29,15 +29,17 @@ from pipeline.errors import printable
 from pipeline.storage import canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
+# Settings of a model, for facts that its file may lack.
+MODEL_SETTINGS = ("domain", "encoder_type", "estimate_latent_avg")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
 
-class JobConfig(ReadFlags, AlignmentFlags, ModelFlags):
+class JobConfig(ReadFlags, AlignmentFlags):
     """Settings of `jobs/invert_dataset.py`.
 
-    Settings of the model, of alignment and of the second and third group (method, faces) change
-    rows, those of reading and `limit` decide which image is in which shard: a table can only be
-    continued with the same values. The last group controls execution.
+    Settings of alignment and of the second and third group (method, faces) change rows, those of
+    reading and `limit` decide which image is in which shard: a table can only be continued with
+    the same values. The last group controls execution.
     """
 
     input: str = Field(description="folder, .tar, .parquet, or a folder of these; any fsspec URI")
@@ -49,6 +51,20 @@ class JobConfig(ReadFlags, AlignmentFlags, ModelFlags):
     )
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
+    domain: str | None = Field(
+        None,
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: the domain in the model's file)",
+    )
+    encoder_type: EncoderType | None = Field(
+        None, description="encoder type of a checkpoint whose options name none"
+    )
+    estimate_latent_avg: bool = Field(
+        False,
+        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
+        "z codes",
+    )
     method: MethodName = Field("restyle", description="how codes are computed")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,
@@ -266,3 +282,11 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     config = fill(JobConfig, file, flags)
     check_uris(config, ("input", "output", "target", "model", "identity", "bootstrap", "init"))
     return config
+
+
+def fill_part(names: Iterable[str], flags: Mapping[str, Any]) -> JobConfig:
+    """Return the settings `names` among the flags of a job that takes only some; raises as `fill`.
+
+    The input and output of the config are empty.
+    """
+    return fill(JobConfig, None, {"input": "", "output": "", **{n: flags[n] for n in names}})

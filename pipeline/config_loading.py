@@ -9,8 +9,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +19,6 @@ from pipeline.choices import (
     COARSE_SIDE,
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
-    EncoderType,
     Fit,
     Icc,
     Turns,
@@ -50,28 +48,16 @@ class SettingGroup(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelFlags(SettingGroup):
-    """Properties that a model's file may lack."""
+class AlignmentFlags(SettingGroup):
+    """Settings by which images become faces."""
 
-    domain: str | None = Field(
+    prealigned: bool | None = Field(
+        None, description="images are crops: resize without face detection (default: by the domain)"
+    )
+    fit: Fit | None = Field(
         None,
-        min_length=1,
-        description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: the domain in the model's file)",
+        description="how a prealigned image of another aspect ratio is resized (default stretch)",
     )
-    encoder_type: EncoderType | None = Field(
-        None, description="encoder type of a checkpoint whose options name none"
-    )
-    estimate_latent_avg: bool = Field(
-        False,
-        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
-        "z codes",
-    )
-
-
-class FaceSearch(SettingGroup):
-    """Settings of face detection."""
-
     turns: Turns = Field(
         "auto", description="whether photos rotated by 90, 180 and 270 degrees are searched too"
     )
@@ -94,18 +80,6 @@ class FaceSearch(SettingGroup):
         lt=448,
         description="longest side in pixels of the copy that is searched first, for a face that "
         "is large in its photo; 0: none",
-    )
-
-
-class AlignmentFlags(FaceSearch):
-    """Settings by which images become faces."""
-
-    prealigned: bool | None = Field(
-        None, description="images are crops: resize without face detection (default: by the domain)"
-    )
-    fit: Fit | None = Field(
-        None,
-        description="how a prealigned image of another aspect ratio is resized (default stretch)",
     )
     min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
     icc: Icc = Field(
@@ -149,13 +123,6 @@ class ReadFlags(SettingGroup):
         )
 
 
-class ConfigFile(NamedTuple):
-    """Settings of a YAML file, and the line of each."""
-
-    settings: dict[str, Any]
-    lines: dict[Any, int]
-
-
 # Maps a setting's name to its location in messages.
 _Locator = Callable[[str], str]
 
@@ -166,21 +133,20 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     Raises `ConfigError` that names every unknown, missing or invalid setting, by its flag or by the
     line of the file that it comes from.
     """
-    settings, lines = read_config_file(file) if file else ConfigFile({}, {})
+    settings, lines = read_config_file(file) if file else ({}, {})
     given = {name: value for name, value in flags.items() if value is not None}
     settings = settings | given
-    of_file = {name: line for name, line in lines.items() if name not in given}
-    place = partial(_place, file, of_file)
+
+    def place(name: str) -> str:
+        """Return where a setting was given: its flag, or `run.yaml:7: name`."""
+        of_file = name in lines and name not in given
+        return f"{file}:{lines[name]}: {name}" if of_file else flag_of(name)
+
     _refuse_booleans(kind, settings, place)
     try:
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, place)) from None
-
-
-def fill_part(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
-    """Return the settings of `kind` among the flags of a job; raises as `fill` does."""
-    return fill(kind, None, {name: flags[name] for name in kind.model_fields})
 
 
 def flag_of(name: str) -> str:
@@ -203,11 +169,6 @@ def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
             raise InputError(f"{flag_of(name)}: {error}") from None
 
 
-def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
-    """Return where a setting was given: its flag, or `run.yaml:7: name`."""
-    return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
-
-
 def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _Locator) -> None:
     """Raise `ConfigError` for `yes` in place of a number, which pydantic would read as 1."""
     for name, value in settings.items():
@@ -219,8 +180,8 @@ def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _
             )
 
 
-def read_config_file(uri: str) -> ConfigFile:
-    """Read the YAML file at `uri` (any fsspec URI); an empty one has no settings.
+def read_config_file(uri: str) -> tuple[dict[str, Any], dict[Any, int]]:
+    """Return the settings of the YAML file `uri` (any fsspec URI; may be empty), and their lines.
 
     Raises `ConfigError` if the file is missing or not a mapping, `InputError` for a URI with
     credentials, and `StorageError` if it cannot be read.
@@ -239,12 +200,12 @@ def read_config_file(uri: str) -> ConfigFile:
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
-        return ConfigFile({}, {})
+        return {}, {}
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     names = [key for key, _ in node.value]
     _refuse_names_that_are_not_text(uri, names)
-    return ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+    return settings, {name.value: name.start_mark.line + 1 for name in names}
 
 
 def _refuse_names_that_are_not_text(uri: str, names: Iterable[yaml.Node]) -> None:
