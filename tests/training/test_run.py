@@ -77,7 +77,7 @@ def test_e4e_training_writes_an_official_file(tmp_path, monkeypatch):
     assert invert(official, images, steps=1).finite.all()
 
 
-def test_official_file_has_the_weights_of_the_plan_in_force(tmp_path, monkeypatch):
+def test_official_file_has_the_plans_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "original_refuses", lambda _: None)
     model = load_checkpoint(tiny_checkpoint())
     config = TrainConfig(input="in", output=str(tmp_path), model="faces.pt")
