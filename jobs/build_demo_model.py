@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.look != "photo":
         check_model(arguments.base)
     # PyTorch is slow to import, so the request is checked first.
-    from pipeline.demo.build import DemoData, build, draw_cartoons
+    from pipeline.demo.build import build, draw_cartoons
     from pipeline.demo.plans import check_plan
     from pipeline.models import load_model, save_bundle
     from pipeline.training.distributed import join_group, leave_group
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     size = plan.size
     if arguments.look == "cartoon":  # drawn twice as large
-        data = draw_cartoons(load_pairs(shards, 2 * size), size, work)
+        pairs = draw_cartoons(load_pairs(shards, 2 * size), size, work)
     else:
-        data = DemoData(load_pairs(shards, size))
-    print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
-    model, seconds = build(plan, data, work, base)
+        pairs = load_pairs(shards, size)
+    print(f"{len(pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
+    model, seconds = build(plan, pairs, work, base)
     leave_group()
     if not group.is_main_process:
         return 0

@@ -293,8 +293,11 @@ def add_count(
 def add_flags(
     parser: argparse.ArgumentParser, model: type[BaseModel], names: Iterable[str] | None = None
 ) -> None:
-    """Add a flag for each field of `model`, or for those in `names`; a flag not given is None."""
-    for name in names or model.model_fields:
+    """Add a flag for each field of `model`, or for those in `names`; a flag not given is None.
+
+    Help lists the fields of the class itself before those of its base classes.
+    """
+    for name in names or {**model.__annotations__, **model.model_fields}:
         _add_flag(parser, name, model.model_fields[name])
 
 

@@ -1,4 +1,7 @@
-"""Load a job's settings into a pydantic model from a YAML file and then from flags."""
+"""Load a job's settings into a pydantic model from a YAML file and then from flags.
+
+Groups of settings that several jobs take are base classes of their models.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,27 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.choices import (
+    CHECK_BELOW,
+    COARSE_SIDE,
     MOST_SEARCH_PIXELS,
+    SEARCH_PIXELS,
+    Fit,
+    Icc,
     Turns,
 )
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
-from pipeline.storage import canonical_uri, is_local, one_line
+from pipeline.storage import (
+    FILES_PER_SHARD,
+    ONE_IMAGE,
+    ReadOptions,
+    canonical_uri,
+    is_local,
+    one_line,
+)
 from pipeline.storage.uris import read_file
 
 _MAX_FILE_BYTES = 1 << 20
@@ -26,35 +41,52 @@ _TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-TurnsSetting = Annotated[
-    Turns, Field(description="whether photos rotated by 90, 180 and 270 degrees are searched too")
-]
-SearchPixels = Annotated[
-    int,
-    Field(
+
+class SettingGroup(BaseModel):
+    """Settings that more than one job takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AlignmentFlags(SettingGroup):
+    """Settings by which images become faces."""
+
+    prealigned: bool | None = Field(
+        None, description="images are crops: resize without face detection (default: by the domain)"
+    )
+    fit: Fit | None = Field(
+        None,
+        description="how a prealigned image of another aspect ratio is resized (default stretch)",
+    )
+    turns: Turns = Field(
+        "auto", description="whether photos rotated by 90, 180 and 270 degrees are searched too"
+    )
+    search_pixels: int = Field(
+        SEARCH_PIXELS,
         ge=0,
         le=MOST_SEARCH_PIXELS,
         description="maximum pixels of the enlarged copy in which a face is searched if smaller "
         "copies show none; 0: no copy of more than 1792 px per side",
-    ),
-]
-CheckBelow = Annotated[
-    float,
-    Field(
+    )
+    check_below: float = Field(
+        CHECK_BELOW,
         ge=0,
         allow_inf_nan=False,
         description="faces with a lower detector score are detected again in their crop; 0: none",
-    ),
-]
-CoarseSide = Annotated[
-    int,
-    Field(
+    )
+    coarse_side: int = Field(
+        COARSE_SIDE,
         ge=0,
         lt=448,
         description="longest side in pixels of the copy that is searched first, for a face that "
         "is large in its photo; 0: none",
-    ),
-]
+    )
+    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
+    icc: Icc = Field(
+        "apply",
+        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
+        "scripts",
+    )
 
 
 def _image_fields(text: str) -> str:
@@ -65,13 +97,30 @@ def _image_fields(text: str) -> str:
     return ",".join(fields)
 
 
-# Settings that more than one job takes.
-ImageField = Annotated[str, AfterValidator(_image_fields)]
-IMAGE_FIELD_MEANING = (
-    "which images of one webdataset key in a tar or zip: one, all, or the fields to use, the "
-    "preferred first (jpg,png)"
-)
-IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
+class ReadFlags(SettingGroup):
+    """Settings of listing an input and reading its shards."""
+
+    files_per_shard: int = Field(
+        FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
+    )
+    sniff: bool = Field(
+        True, description="read files without a known extension if their first bytes are an image's"
+    )
+    image_field: Annotated[str, AfterValidator(_image_fields)] = Field(
+        ONE_IMAGE,
+        description="which images of one webdataset key in a tar or zip: one, all, or the fields "
+        "to use, the preferred first (jpg,png)",
+    )
+    image_column: str | None = Field(
+        None, description="Parquet column of images (default: the only one, or a usual name)"
+    )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Options for listing the input and reading its shards."""
+        return ReadOptions(
+            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
+        )
 
 
 # Maps a setting's name to its location in messages.

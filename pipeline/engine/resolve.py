@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import IdentitySteps
 from pipeline.config import JobConfig
+from pipeline.config_loading import AlignmentFlags
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings, evaluator_of
 from pipeline.errors import ConfigError, TableError, printable
@@ -33,7 +34,7 @@ from pipeline.table.schema import IDENTITY
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
 
 if TYPE_CHECKING:
-    from pipeline.training.config import TrainConfig
+    pass
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -352,7 +353,7 @@ def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
 
 
 def alignment_settings(
-    config: JobConfig | TrainConfig, model: RestyleModel, treatment: Treatment, **more: Any
+    config: AlignmentFlags, model: RestyleModel, treatment: Treatment, **more: Any
 ) -> AlignmentSettings:
     """Return the settings of alignment for a model; `more` are those that a training lacks."""
     return AlignmentSettings(
