@@ -30,7 +30,6 @@ from pipeline.models.files import (
     ModelHints,
     bundle_folder,
     open_model_file,
-    write_model_file,
 )
 from pipeline.models.model import Architecture, ModelCard, RestyleModel
 from pipeline.models.state_files import read_model_file
@@ -110,10 +109,12 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
         "stored": stored,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    folder = str(folder_uri).rstrip("/")
-    write_model_file(f"{folder}/{WEIGHTS_FILE}", content)
+    from pipeline.storage import Store  # local models load without fsspec
+
+    folder = Store(str(folder_uri))
+    folder.put(WEIGHTS_FILE, content)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
+    folder.put(RECORD_FILE, text.encode())
 
 
 def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
