@@ -6,7 +6,7 @@ from pipeline.inversion.device import Arithmetic, arithmetic, cpu_has_bfloat16, 
 from pipeline.inversion.fast import FastModel
 from pipeline.inversion.optimize import OptimizeSettings, Perceptual, latent_spread, optimize
 from pipeline.inversion.render import average_image
-from pipeline.inversion.restyle_loop import bootstrap, invert
+from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import (
     StepMeasures,
@@ -14,7 +14,6 @@ from pipeline.inversion.stopping import (
     converged,
     step_measures,
     step_of,
-    stopping_step,
 )
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "StopRule",
     "arithmetic",
     "average_image",
-    "bootstrap",
     "converged",
     "cpu_has_bfloat16",
     "invert",
@@ -38,5 +36,4 @@ __all__ = [
     "ready_device",
     "step_measures",
     "step_of",
-    "stopping_step",
 ]
