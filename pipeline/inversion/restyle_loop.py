@@ -111,8 +111,7 @@ def initial_state(
     `start_images` have another shape.
     """
     if start is None:
-        codes = model.latent_avg.expand(len(images), -1, -1)
-        codes = codes if model.architecture.starts_from_average else torch.zeros_like(codes)
+        codes = start_codes(model, len(images))
     else:
         codes = check_tensor("start", start, (len(images), model.n_styles, LATENT_DIM), model)
     if model.single_pass:
@@ -123,6 +122,12 @@ def initial_state(
         return codes, average_image(model).expand_as(images), 0
     frames = render_each(model, codes)
     return codes, torch.stack([pooled(frame, model.input_size) for frame in frames]), 1
+
+
+def start_codes(model: RestyleModel, n: int) -> Tensor:
+    """Return the codes [n, n_styles, 512] that the model's own first step begins with."""
+    codes = model.latent_avg.expand(n, -1, -1)
+    return codes if model.architecture.starts_from_average else torch.zeros_like(codes)
 
 
 def check_steps(model: RestyleModel, steps: int) -> None:

@@ -75,7 +75,7 @@ class AverageStart:
     @classmethod
     def of(cls, model: RestyleModel) -> AverageStart:
         """Return the start of `model`: the code that its first step adds to, and its image."""
-        return cls(start_codes(model, 1, None)[0], average_image(model))
+        return cls(start_codes(model, 1)[0], average_image(model))
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """See `Start`."""
