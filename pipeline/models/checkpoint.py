@@ -14,8 +14,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
@@ -164,7 +163,7 @@ def _fitted(
     """Return the architecture that the weights have, and the weights that it uses."""
     state, options = parts.state, parts.options
     if parts.generator_alone:
-        return _of_generator(state, domain, source), state
+        return _architecture(NO_ENCODER, state, options, domain, source), state
     encoder_type = _encoder_type(encoder_type or options.get("encoder_type"), state, source)
     architecture = _architecture(encoder_type, state, options, domain, source)
     architecture, state = _without_idle_heads(architecture, state)
@@ -218,16 +217,6 @@ def _latent_avg(
     )
 
 
-def _of_generator(state: Mapping[str, Tensor], domain: str, source: str) -> Architecture:
-    """Return the architecture of a generator without an encoder."""
-    shapes = {key: list(value.shape) for key, value in state.items()}
-    with _shape_errors("generator", source):
-        channels = generator_channels(shapes)
-    arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
-    input_size = preset_of(domain).input_size
-    return Architecture(NO_ENCODER, arguments, channels, _mapping_layers(shapes), input_size)
-
-
 def _architecture(
     encoder_type: str,
     state: Mapping[str, Tensor],
@@ -237,29 +226,22 @@ def _architecture(
 ) -> Architecture:
     shapes = {key: list(value.shape) for key, value in state.items()}
     encoder = {key[8:]: shape for key, shape in shapes.items() if key.startswith("encoder.")}
-    with _shape_errors(f"{encoder_type} model", source):
-        arguments = official_arguments(encoder_type, encoder)
-        channels = generator_channels(shapes)
-    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
-    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
-    input_size = preset_of(domain).input_size
-    layers = _mapping_layers(shapes)
-    return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
-
-
-def _mapping_layers(shapes: Mapping[str, list[int]]) -> int:
-    return sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
-
-
-@contextmanager
-def _shape_errors(what: str, source: str) -> Iterator[None]:
-    """Turn the errors of reading widths out of the shapes of weights into a `ModelError`."""
+    alone = encoder_type == NO_ENCODER
     try:
-        yield
+        arguments = {} if alone else official_arguments(encoder_type, encoder)
+        channels = generator_channels(shapes)
     except KeyError as error:
+        what = "generator" if alone else f"{encoder_type} model"
         raise ModelError(f"{source}: weight '{error.args[0]}' is missing for a {what}") from error
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
+    if alone:
+        arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
+    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
+    layers = sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
+    input_size = preset_of(domain).input_size
+    return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
 
 
 def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:
