@@ -194,10 +194,10 @@ def _write_table(
 
 def _identity(args: argparse.Namespace, table: Table, model: RestyleModel) -> str:
     """Return the identity network: as given, else the source's, else that of the model's domain."""
-    from pipeline.models.domains import preset_for
+    from pipeline.models.domains import preset_of
 
     stored = table.spec.config.get("identity")
-    return str(args.identity or stored or preset_for(model).identity(prealigned=True))
+    return str(args.identity or stored or preset_of(model.domain).identity(prealigned=True))
 
 
 def _write_grid(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         PRESETS,
         Preset,
         Treatment,
-        preset_for,
         preset_of,
         treatment_for,
     )
@@ -39,7 +38,6 @@ __all__ = [
     "is_bundle",
     "load_checkpoint",
     "load_model",
-    "preset_for",
     "preset_of",
     "save_bundle",
     "treatment_for",
@@ -50,7 +48,7 @@ _HOMES = {
     "checkpoint": ("load_checkpoint",),
     "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
     "files": ("bundle_names", "check_model", "is_bundle"),
-    "domains": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
+    "domains": ("PRESETS", "Preset", "Treatment", "preset_of", "treatment_for"),
     "model": ("Architecture", "ModelCard", "RestyleModel"),
     "stylegan2": ("Generator",),
 }

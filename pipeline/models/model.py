@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,13 +108,7 @@ class RestyleModel(nn.Module):
     @property
     def metadata(self) -> dict[str, Any]:
         """Return the model's card as plain JSON values."""
-        return {
-            "name": self.card.name,
-            "domain": self.card.domain,
-            "source": self.card.source,
-            "licence": self.card.licence,
-            "notes": dict(self.card.notes),
-        }
+        return asdict(self.card)
 
     @property
     def n_styles(self) -> int:
