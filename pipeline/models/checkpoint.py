@@ -20,12 +20,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.average_latent import ESTIMATED, estimated_average
 from pipeline.models.domains import domain_note, domain_of, preset_of
 from pipeline.models.encoders import (
     NO_ENCODER,
-    OFFICIAL_TYPES,
     fitting_encoders,
     official_arguments,
 )

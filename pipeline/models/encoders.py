@@ -38,7 +38,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear, normal
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.domains import OWN_DOMAIN, PRESETS
-from pipeline.models.encoders import OFFICIAL_TYPES, WIDTHS
+from pipeline.models.encoders import WIDTHS
 from pipeline.models.model import RestyleModel
 from pipeline.storage import file_place
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from jobs.convert_model import main
-from pipeline.choices import EncoderType
+from pipeline.choices import OFFICIAL_TYPES, EncoderType
 from pipeline.config import JobConfig
 from pipeline.config_loading import ModelFlags
-from pipeline.models import OFFICIAL_TYPES, load_checkpoint, load_model
+from pipeline.models import load_checkpoint, load_model
 from tests.models.nvlabs_pickle import network, pickled
 from tests.models.tiny import tiny_checkpoint
 
