@@ -15,8 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -32,7 +30,7 @@ from pipeline.models.files import (
     open_model_file,
 )
 from pipeline.models.model import Architecture, ModelCard, RestyleModel
-from pipeline.models.state_files import read_model_file
+from pipeline.models.state_files import read_model_file, read_safetensors
 from pipeline.models.weights import assemble
 
 FORMAT = 1
@@ -176,7 +174,4 @@ def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
 def _verified(content: bytes, record: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
         raise ModelError(f"{folder}: {WEIGHTS_FILE} does not have the sha256 in {RECORD_FILE}")
-    try:
-        return dict(load_safetensors(content))
-    except SafetensorError as error:
-        raise ModelError(f"{folder}: {WEIGHTS_FILE} is damaged: {error}") from error
+    return read_safetensors(content, f"{folder}/{WEIGHTS_FILE}")
