@@ -309,12 +309,16 @@ def _places(is_made: Tensor, all_made: bool) -> list[Place]:
 def _of_codes(
     w_plus: Tensor, latent_avg: Tensor, start: Tensor | None, is_made: Tensor, best: Tensor
 ) -> dict[str, Tensor]:
-    """Return the metrics of codes: `residual_norm` [n, steps], others [n] of the best step's."""
+    """Return the metrics of codes: `residual_norm` [n, steps], others [n] of the best step's.
+
+    Residuals are NaN for steps that were not made, and where they are not finite.
+    """
     codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
     initial = average if start is None else start.to(average)
     best_codes = codes[torch.arange(len(codes), device=codes.device), best.to(codes.device)]
+    norms = _nan_unless(is_made.to(codes.device), residual_norm(codes, initial))
     return {
-        "residual_norm": _residuals(codes, initial, is_made),
+        "residual_norm": _nan_unless(~norms.isinf(), norms),
         "w_plus_variance": w_plus_variance(best_codes),
         "w_avg_distance": w_avg_distance(best_codes, average),
     }
@@ -326,12 +330,6 @@ def _made_mask(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
     if steps_made is None:
         return torch.ones(n, steps, dtype=torch.bool, device=w_plus.device)
     return torch.arange(steps, device=steps_made.device)[None] < steps_made[:, None]
-
-
-def _residuals(codes: Tensor, initial: Tensor, is_made: Tensor) -> Tensor:
-    """Return `residual_norm` of the steps that were made; NaN if it is not finite."""
-    norms = _nan_unless(is_made.to(codes.device), residual_norm(codes, initial))
-    return _nan_unless(~norms.isinf(), norms)
 
 
 def _nan_unless(keep: Tensor, values: Tensor) -> Tensor:

@@ -116,8 +116,9 @@ class _FastCompact(nn.Module):
         super().__init__()
         self.dtype = dtype
         twin = copy.deepcopy(encoder)
-        for block in twin.body:
-            _fold_gain(cast("ResidualBlock", block))
+        for block in cast("Sequence[ResidualBlock]", twin.body):
+            block.second.weight.data *= block.gain.detach()
+            cast("Tensor", block.second.bias).data *= block.gain.detach()
         self.stem, self.body = _cast(twin.stem, dtype), _cast(twin.body, dtype)
         self.heads = twin.heads
         for convs in (self.heads.spread, self.heads.reduce, self.heads.gather):
@@ -136,11 +137,6 @@ class _FastCompact(nn.Module):
             x = F.leaky_relu_(convolution(x), LEAK)
         rows = x.reshape(len(x), heads.n_styles, -1).to(heads.matrix.dtype).transpose(0, 1)
         return torch.baddbmm(heads.bias[:, None], rows, heads.matrix).transpose(0, 1)
-
-
-def _fold_gain(block: ResidualBlock) -> None:
-    block.second.weight.data *= block.gain.detach()
-    cast("Tensor", block.second.bias).data *= block.gain.detach()
 
 
 def _folded(body: nn.Module) -> nn.Module:

@@ -162,13 +162,10 @@ class RestyleModel(nn.Module):
         Computes the fingerprint, so it takes about one second per gigabyte of weights.
         """
         sizes = f"{self.generator_size} px, {self.n_styles} styles"
-        networks = f"{self.architecture.encoder_type}, {self._short_fingerprint()}"
+        is_empty = any(tensor.is_meta for tensor in self.state_dict().values())
+        weights = "without weights" if is_empty else self.fingerprint[:12]
+        networks = f"{self.architecture.encoder_type}, {weights}"
         return f"RestyleModel('{self.name}', {self.domain}, {sizes}, {networks})"
-
-    def _short_fingerprint(self) -> str:
-        if any(tensor.is_meta for tensor in self.state_dict().values()):
-            return "without weights"
-        return self.fingerprint[:12]
 
     def frame(self, images: Tensor) -> Tensor:
         """Return the visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""
