@@ -235,7 +235,7 @@ class MetricEvaluator:
     def _compare(
         self, targets: Tensor, step_images: Tensor, is_made: Tensor, all_made: bool
     ) -> _Chunk:
-        """Measure one chunk: each metric of images, and a mask of missed faces, all [n, steps]."""
+        """Measure the images of one chunk, and begin to describe the faces in them."""
         target_finite, finite = _finite(targets), _finite(step_images)
         usable = finite & target_finite[:, None] & is_made
         # Non-finite images are replaced by grey for the networks; their values become NaN below.

@@ -282,13 +282,14 @@ def progressive(rows: Tensor) -> Tensor:
 
 
 class RowHeads(Body):
-    """Style head for each row on the last map of a body, which a subclass inherits beside this."""
+    """Style heads, one per row, on the last map; a subclass inherits a body after this class."""
 
-    first_rows: tuple[int, ...] = (0,)  # of each map that heads read
-    is_progressive = False
+    first_rows: tuple[int, ...] = (0,)  # of each map that heads read, the smallest map first
+    is_progressive = False  # whether rows are offsets from the first one
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
+        # Four convolutions reduce 16 px to one; a larger map needs one more.
         self.styles = nn.ModuleList(
             StyleHead(widths[-1], 4 + self.level_of(row)) for row in range(n_styles)
         )
@@ -298,7 +299,7 @@ class RowHeads(Body):
         return bisect.bisect_right(self.first_rows, row) - 1
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return the maps that heads read: of 16 px, and each further one twice as large."""
+        """Return the maps that heads read: the first of 16 px, each further one twice as large."""
         *_, last = self.features(x)
         return [last]
 
