@@ -4,7 +4,7 @@ from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
 from pipeline.inversion.device import Arithmetic, arithmetic, cpu_has_bfloat16, ready_device
 from pipeline.inversion.fast import FastModel
-from pipeline.inversion.optimize import OptimizeSettings, Perceptual, latent_spread, optimize
+from pipeline.inversion.optimize import OptimizeSettings, latent_spread, optimize
 from pipeline.inversion.render import average_image
 from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
@@ -21,7 +21,6 @@ __all__ = [
     "FastModel",
     "Inversion",
     "OptimizeSettings",
-    "Perceptual",
     "StepMeasures",
     "StopRule",
     "arithmetic",
