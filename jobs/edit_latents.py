@@ -44,7 +44,7 @@ from pipeline.editing.edit import Edits, edits_of, parse_strengths
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
-from pipeline.models.domains import preset_for
+from pipeline.models.domains import preset_of
 from pipeline.models.files import bundle_names
 from pipeline.storage import OutputKind, canonical_uri, check_outside, file_place
 from pipeline.table import TABLE_OUTPUT, open_table
@@ -179,7 +179,7 @@ def _write_table(
     # As given, else the source's, else that of the model's domain.
     identity = args.identity or selection.table.spec.config.get("identity")
     meter = MetricEvaluator(
-        args.device, str(identity or preset_for(model).identity(prealigned=True))
+        args.device, str(identity or preset_of(model.domain).identity(prealigned=True))
     )
     edit = TableEdit(
         selection, model, edits, meter, config, args.latent_dtype, args.part_size or 256

@@ -229,7 +229,7 @@ def _arithmetic(config: JobConfig) -> Arithmetic:
 
 def _identity_steps(config: JobConfig, method: Method, identity: str) -> IdentitySteps:
     """Return the steps whose identity is measured; `all` where both choices are the same."""
-    if identity == "none" or method.most_steps == 1 or config.best_step_by == "id_similarity":
+    if identity == "none" or method.rule.max_steps == 1 or config.best_step_by == "id_similarity":
         return "all"
     return config.identity_steps or "best"
 

@@ -4,9 +4,9 @@ from pipeline.inversion.adaptive import invert_adaptively
 from pipeline.inversion.allocator import keep_freed_memory
 from pipeline.inversion.device import Arithmetic, arithmetic, cpu_has_bfloat16, ready_device
 from pipeline.inversion.fast import FastModel
-from pipeline.inversion.optimize import OptimizeSettings, Perceptual, latent_spread, optimize
+from pipeline.inversion.optimize import OptimizeSettings, latent_spread, optimize
 from pipeline.inversion.render import average_image
-from pipeline.inversion.restyle_loop import bootstrap, invert
+from pipeline.inversion.restyle_loop import invert
 from pipeline.inversion.result import Inversion
 from pipeline.inversion.stopping import (
     StepMeasures,
@@ -14,7 +14,6 @@ from pipeline.inversion.stopping import (
     converged,
     step_measures,
     step_of,
-    stopping_step,
 )
 
 __all__ = [
@@ -22,12 +21,10 @@ __all__ = [
     "FastModel",
     "Inversion",
     "OptimizeSettings",
-    "Perceptual",
     "StepMeasures",
     "StopRule",
     "arithmetic",
     "average_image",
-    "bootstrap",
     "converged",
     "cpu_has_bfloat16",
     "invert",
@@ -38,5 +35,4 @@ __all__ = [
     "ready_device",
     "step_measures",
     "step_of",
-    "stopping_step",
 ]

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.inversion.restyle_loop import (
-    check_steps,
-    initial_reconstruction,
-    initial_renders,
-    restyle_step,
-    start_codes,
-)
+from pipeline.inversion.restyle_loop import check_steps, initial_state, restyle_step
 from pipeline.inversion.result import Inversion, check_tensor
 from pipeline.inversion.stopping import StopRule, improvement, residual
 from pipeline.models.model import RestyleModel
@@ -48,17 +42,14 @@ def invert_adaptively(
     check_steps(model, rule.max_steps)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, expected 1 or more")
-    first = start_codes(model, len(images), start)
-    initial = initial_reconstruction(model, images, start, start_images)
+    first, initial, passes = initial_state(model, images, start, start_images)
     loop = _Loop(model, images, rule, first, initial, full_size)
-    faces, waiting = loop.all_faces.split(
-        [min(batch_size, len(images)), max(0, len(images) - batch_size)]
-    )
+    faces, waiting = loop.all_faces[:batch_size], loop.all_faces[batch_size:]
     while len(faces):
         active = faces[~loop.step(faces)]
         free = batch_size - len(active)
         faces, waiting = torch.cat([active, waiting[:free]]), waiting[free:]
-    return loop.result(passes=initial_renders(model, start, start_images))
+    return loop.result(passes)
 
 
 class _Loop:

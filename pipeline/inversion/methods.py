@@ -56,11 +56,6 @@ class Method:
         return self.optimisation or OPTIMISATIONS[self.name]
 
     @property
-    def most_steps(self) -> int:
-        """Largest number of steps of a face."""
-        return self.stop.max_steps if self.stop else self.steps
-
-    @property
     def rule(self) -> StopRule:
         """Rule by which a face counts as converged, also if `steps` is fixed."""
         return self.stop or replace(StopRule(), max_steps=self.steps)

@@ -126,8 +126,10 @@ def latent_spread(model: RestyleModel) -> float:
     cached = _spreads.get(model)
     if cached is not None and cached[0] == version:
         return cached[1]
-    has_mapping = model.architecture.mapping_layers
-    spread = _measure_spread(model) if has_mapping else _estimate_spread(model)
+    if model.architecture.mapping_layers:
+        spread = _measure_spread(model)
+    else:
+        spread = SPREAD_OF_AVERAGE * float(model.latent_avg.square().mean().sqrt())
     if not 0 < spread < float("inf"):
         raise ConfigError(
             f"model '{model.name}': its codes have a spread of {spread}, expected above 0: "
@@ -143,10 +145,6 @@ def _measure_spread(model: RestyleModel) -> float:
     z = torch.randn(DRAWS, LATENT_DIM, generator=generator).to(model.latent_avg.device)
     w = model.generator.map_z(z)
     return float((w - w.mean(dim=0)).square().mean().sqrt())
-
-
-def _estimate_spread(model: RestyleModel) -> float:
-    return SPREAD_OF_AVERAGE * float(model.latent_avg.square().mean().sqrt())
 
 
 # Output pixels rendered at once with gradients; autograd keeps 2.5 GB for a face of 1024 px.

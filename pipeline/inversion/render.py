@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,12 +19,7 @@ PIXELS_AT_ONCE = {"cpu": 256 * 256, "cuda": 16 * 1024 * 1024}
 Version = tuple[tuple[int, int], ...]
 
 
-class _CachedImage(NamedTuple):
-    weights: Version
-    image: Tensor
-
-
-_average_images: WeakKeyDictionary[RestyleModel, _CachedImage] = WeakKeyDictionary()
+_average_images: WeakKeyDictionary[RestyleModel, tuple[Version, Tensor]] = WeakKeyDictionary()
 
 
 def render_each(model: RestyleModel, codes: Tensor) -> Iterator[Tensor]:
@@ -49,16 +43,16 @@ def average_image(model: RestyleModel) -> Tensor:
     Cached per model, and computed again when its weights have changed. A write through
     `weight.data` is not noticed.
     """
-    weights = version_of(model)
+    version = version_of(model)
     cached = _average_images.get(model)
-    if cached is not None and cached.weights == weights:
-        return cached.image
+    if cached is not None and cached[0] == version:
+        return cached[1]
     # Not in inference mode: the next caller may train with the image.
     with torch.inference_mode(mode=False), torch.no_grad():
         (frame,) = render_each(model, model.latent_avg[None])
         image = pooled(frame, model.input_size)
-    if weights is not None:
-        _average_images[model] = _CachedImage(weights, image)
+    if version is not None:
+        _average_images[model] = (version, image)
     return image
 
 

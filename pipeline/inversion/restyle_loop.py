@@ -40,8 +40,8 @@ def invert(
     """
     images = check_tensor("images", images, (None, 3, *model.input_size), model)
     check_steps(model, steps)
-    first = codes = start_codes(model, len(images), start)
-    initial = rendered = initial_reconstruction(model, images, start, start_images)
+    first, initial, passes = initial_state(model, images, start, start_images)
+    codes, rendered = first, initial
     w_plus = codes.new_empty(len(images), steps, model.n_styles, LATENT_DIM)
     step_images = images.new_empty(len(images), steps, *images.shape[1:])
     frames = images.new_empty(len(images), 3, *model.frame_size) if full_size else None
@@ -50,28 +50,17 @@ def invert(
         codes, rendered = restyle_step(model, images, codes, rendered, last)
         w_plus[:, step], step_images[:, step] = codes, rendered
     steps_made = torch.full((len(images),), steps, device=images.device)
-    passes = steps_made + initial_renders(model, start, start_images)
-    average = model.latent_avg
     images = step_images[:, -1] if frames is None else frames
-    return Inversion(w_plus, images, step_images, first, initial, average, steps_made, passes)
-
-
-def bootstrap(
-    first: RestyleModel,
-    second: RestyleModel,
-    images: Tensor,  # [n, 3, *input_size] in [-1, 1]
-    *,
-    steps: tuple[int, int] = (1, 5),
-) -> tuple[Inversion, Inversion]:
-    """Encoder bootstrapping (ReStyle, sec. 5): invert with `first`, then refine with `second`.
-
-    The second encoder starts from the first one's codes and last reconstruction: for example, a
-    cartoon starts from the inverted portrait. A smaller second generator takes the first rows.
-    Returns both results. Raises like `invert`.
-    """
-    initial = invert(first, images, steps=steps[0])
-    start, rendered = rows_of(second, initial.w_plus[:, -1]), initial.step_images[:, -1]
-    return initial, invert(second, images, steps=steps[1], start=start, start_images=rendered)
+    return Inversion(
+        w_plus,
+        images,
+        step_images,
+        start=first,
+        start_images=initial,
+        latent_avg=model.latent_avg,
+        steps_made=steps_made,
+        generator_passes=steps_made + passes,
+    )
 
 
 def restyle_step(
@@ -112,34 +101,33 @@ def rows_of(model: RestyleModel, codes: Tensor) -> Tensor:
     return codes[:, : model.n_styles]
 
 
-def start_codes(model: RestyleModel, n: int, start: Tensor | None) -> Tensor:
-    """Return the codes before the first step, [n, n_styles, 512]: `start`, or the model's own.
+def initial_state(
+    model: RestyleModel, images: Tensor, start: Tensor | None, start_images: Tensor | None
+) -> tuple[Tensor, Tensor | None, int]:
+    """Return the codes before the first step, their images, and the generator passes per face.
 
-    Raises `ShapeError` if `start` has another shape.
+    Codes [n, n_styles, 512] are `start` or the model's own. Images [n, 3, *input_size] are those
+    that the first step sees; None for one-pass encoders. Raises `ShapeError` if `start` or
+    `start_images` have another shape.
     """
-    if start is not None:
-        return check_tensor("start", start, (n, model.n_styles, LATENT_DIM), model)
+    if start is None:
+        codes = start_codes(model, len(images))
+    else:
+        codes = check_tensor("start", start, (len(images), model.n_styles, LATENT_DIM), model)
+    if model.single_pass:
+        return codes, None, 0
+    if start_images is not None:
+        return codes, check_tensor("start_images", start_images, tuple(images.shape), model), 0
+    if start is None:
+        return codes, average_image(model).expand_as(images), 0
+    frames = render_each(model, codes)
+    return codes, torch.stack([pooled(frame, model.input_size) for frame in frames]), 1
+
+
+def start_codes(model: RestyleModel, n: int) -> Tensor:
+    """Return the codes [n, n_styles, 512] that the model's own first step begins with."""
     codes = model.latent_avg.expand(n, -1, -1)
     return codes if model.architecture.starts_from_average else torch.zeros_like(codes)
-
-
-def initial_reconstruction(
-    model: RestyleModel, images: Tensor, start: Tensor | None, start_images: Tensor | None
-) -> Tensor | None:
-    """Return the reconstruction that the first step sees; None for one-pass encoders."""
-    if model.single_pass:
-        return None
-    if start_images is not None:
-        return check_tensor("start_images", start_images, tuple(images.shape), model)
-    if start is None:
-        return average_image(model).expand_as(images)
-    codes = start.to(images.device)
-    return torch.stack([pooled(frame, model.input_size) for frame in render_each(model, codes)])
-
-
-def initial_renders(model: RestyleModel, start: Tensor | None, start_images: Tensor | None) -> int:
-    """Return the generator passes per face of `initial_reconstruction`."""
-    return int(not model.single_pass and start is not None and start_images is None)
 
 
 def check_steps(model: RestyleModel, steps: int) -> None:

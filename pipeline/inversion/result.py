@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,34 +36,10 @@ class Inversion:
         return self.w_plus.shape[1]
 
     @property
-    def residuals(self) -> Tensor:
-        """Residual that each step added to the code before it, [n, steps, n_styles, 512]."""
-        before = torch.cat([self.start[:, None], self.w_plus[:, :-1]], dim=1)
-        return self.w_plus - before
-
-    @property
     def finite(self) -> Tensor:
         """Mask of faces whose codes and images are finite at every step, bool [n]."""
         codes = self.w_plus.isfinite().flatten(1).all(dim=1)
         return codes & self.step_images.isfinite().flatten(1).all(dim=1)
-
-    def select(self, faces: Tensor) -> Inversion:
-        """Return the results of `faces` (int64 [k], at least one), with only the columns they need.
-
-        Measuring faces of equal step counts together costs least.
-        """
-        steps = int(self.steps_made[faces].max())
-        return replace(
-            self,
-            w_plus=self.w_plus[faces, :steps],
-            images=self.images[faces],
-            step_images=self.step_images[faces, :steps],
-            start=self.start[faces],
-            start_images=None if self.start_images is None else self.start_images[faces],
-            steps_made=self.steps_made[faces],
-            generator_passes=self.generator_passes[faces],
-            stopped=None if self.stopped is None else self.stopped[faces],
-        )
 
 
 def check_tensor(

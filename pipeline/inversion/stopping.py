@@ -108,30 +108,23 @@ def step_measures(inversion: Inversion, images: Tensor) -> StepMeasures:
 
 def converged(inversion: Inversion, images: Tensor, rule: StopRule) -> Tensor:
     """Return which faces `rule` stops within the steps that they made, bool [n]."""
-    measured = step_measures(inversion, images)
-    return _stops(measured, rule, inversion.steps_made).any(dim=1)
+    steps = torch.arange(inversion.steps, device=inversion.steps_made.device)
+    stops = _stops(step_measures(inversion, images), rule)
+    return (stops & (steps < inversion.steps_made[:, None])).any(dim=1)
 
 
-def stopping_step(inversion: Inversion, images: Tensor, rule: StopRule) -> Tensor:
+def step_of(measured: StepMeasures, rule: StopRule) -> Tensor:
     """Return the step, from 1, after which `rule` stops each face, int64 [n].
 
-    If the rule stops no step, `rule.max_steps` or the steps that the face made if fewer. These are
-    the steps of `invert_adaptively`, if the inversion made enough of them.
+    `measured` are those of `steps` steps of every face. If the rule stops none of them,
+    `rule.max_steps`, or `steps` if fewer. These are the steps that `invert_adaptively` makes.
     """
-    return step_of(step_measures(inversion, images), rule, inversion.steps_made)
+    stops = _stops(measured, rule)
+    first = torch.where(stops.any(dim=1), stops.int().argmax(dim=1) + 1, stops.shape[1])
+    return first.clamp(max=rule.max_steps)
 
 
-def step_of(measured: StepMeasures, rule: StopRule, steps_made: Tensor | None = None) -> Tensor:
-    """Return `stopping_step` from measures [n, steps]; `steps_made` None: all steps were made."""
-    if steps_made is None:
-        n, steps = measured.improvement.shape
-        steps_made = torch.full((n,), steps, device=measured.improvement.device)
-    stops = _stops(measured, rule, steps_made)
-    first = torch.where(stops.any(dim=1), stops.int().argmax(dim=1) + 1, steps_made)
-    return torch.minimum(first, steps_made).clamp(max=rule.max_steps)
-
-
-def _stops(measured: StepMeasures, rule: StopRule, steps_made: Tensor) -> Tensor:
-    """Return after which of the made steps `rule` stops, bool [n, steps]."""
-    steps = torch.arange(1, measured.improvement.shape[1] + 1, device=steps_made.device)
-    return rule.should_stop(*measured, steps_made=steps) & (steps <= steps_made[:, None])
+def _stops(measured: StepMeasures, rule: StopRule) -> Tensor:
+    """Return after which of the steps `rule` stops, bool [n, steps]."""
+    steps = torch.arange(measured.improvement.shape[1], device=measured.improvement.device)
+    return rule.should_stop(*measured, steps_made=steps + 1)

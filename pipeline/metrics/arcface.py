@@ -32,16 +32,6 @@ def window_of(images: Tensor, window: tuple[float, float, float, float]) -> Tens
     return images[..., top:bottom, left:right]
 
 
-def _output_layer(affine: bool) -> nn.Sequential:
-    return nn.Sequential(
-        nn.BatchNorm2d(512),
-        nn.Dropout(),  # without effect here; keeps the published layer indices
-        nn.Flatten(),
-        nn.Linear(512 * 7 * 7, DIMENSIONS),
-        nn.BatchNorm1d(DIMENSIONS, affine=affine),
-    )
-
-
 class ArcFaceIRSE50(IRSE50):
     """IR-SE50 with the recognition head: 112 px faces to 512 numbers."""
 
@@ -49,7 +39,13 @@ class ArcFaceIRSE50(IRSE50):
 
     def __init__(self) -> None:
         super().__init__(3)
-        self.output_layer = _output_layer(self.affine)
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(512),
+            nn.Dropout(),  # without effect here; keeps the published layer indices
+            nn.Flatten(),
+            nn.Linear(512 * 7 * 7, DIMENSIONS),
+            nn.BatchNorm1d(DIMENSIONS, affine=self.affine),
+        )
 
     def forward(self, faces: Tensor) -> Tensor:
         """Return unit-length descriptors [n, 512] of RGB faces [n, 3, 112, 112] in [-1, 1]."""

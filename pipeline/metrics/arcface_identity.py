@@ -20,7 +20,8 @@ from pipeline.metrics.arcface import (
     window_of,
 )
 from pipeline.metrics.face_child import Crop
-from pipeline.metrics.face_pool import FaceCropper, face_processes
+from pipeline.metrics.face_pool import FaceCropper
+from pipeline.metrics.identity import IdentityNetwork
 from pipeline.metrics.pixel import enlarge
 
 # Left eye, right eye, nose, left and right corner of the mouth in a 112 px warp (ArcFace).
@@ -70,7 +71,7 @@ def _five_points(landmarks: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([landmarks[list(indices)].mean(axis=0) for indices in TEMPLATE_POINTS])
 
 
-class CurricularFaceIdentity:
+class CurricularFaceIdentity(IdentityNetwork):
     """CurricularFace on faces that dlib finds, warped to the ArcFace template.
 
     `processes` children find the faces; with 0 this process does.
@@ -85,12 +86,7 @@ class CurricularFaceIdentity:
             "landmarks are dlib's 68 points, the published script takes MTCNN's five"
         )
 
-    def embed(self, images: Tensor) -> Tensor:
-        """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
-        return self.begin(images)()
-
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
-        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
         images = enlarge(images)
         landmarks = self.cropper.begin(images)
         return lambda: self._describe(images, landmarks())
@@ -106,7 +102,7 @@ class CurricularFaceIdentity:
         return descriptors
 
 
-class ArcFaceIdentity:
+class ArcFaceIdentity(IdentityNetwork):
     """IR-SE50 on the fixed inner part of an FFHQ crop, as in ReStyle's identity loss."""
 
     def __init__(self, network: ArcFaceIRSE50, weights: str) -> None:
@@ -117,25 +113,10 @@ class ArcFaceIdentity:
             "no face is looked for, so none is missing; encoders are trained with this network"
         )
 
-    def embed(self, images: Tensor) -> Tensor:
-        """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
+    def begin(self, images: Tensor) -> Callable[[], Tensor]:
         square = F.interpolate(
             enlarge(images), [FFHQ_SIDE] * 2, mode="bilinear", antialias=True, align_corners=False
         )
         inner = window_of(square, FFHQ_WINDOW)
         descriptors: Tensor = self.network(F.adaptive_avg_pool2d(inner, WARP))
-        return descriptors
-
-    def begin(self, images: Tensor) -> Callable[[], Tensor]:
-        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
-        descriptors = self.embed(images)
         return lambda: descriptors
-
-
-def make_identity(
-    network: ArcFaceIRSE50, weights: str, device: str = "cpu"
-) -> ArcFaceIdentity | CurricularFaceIdentity:
-    """Return the identity metric of `network` on `device`; `weights` names its file."""
-    if isinstance(network, CurricularFace):
-        return CurricularFaceIdentity(network, weights, face_processes(device))
-    return ArcFaceIdentity(network, weights)

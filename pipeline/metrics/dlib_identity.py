@@ -14,6 +14,7 @@ from pipeline.dlib_models import dlib_model
 from pipeline.metrics.dlib_resnet import CHIP, DIMENSIONS, read_dlib_resnet
 from pipeline.metrics.face_child import Crop
 from pipeline.metrics.face_pool import FaceCropper
+from pipeline.metrics.identity import IdentityNetwork
 from pipeline.metrics.pixel import enlarge
 
 WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
@@ -21,7 +22,7 @@ WEIGHTS = "dlib_face_recognition_resnet_model_v1.dat"
 CHIP_PADDING = 0.25
 
 
-class DlibIdentity:
+class DlibIdentity(IdentityNetwork):
     """dlib's ResNet-29 on 150 px chips, aligned by five landmarks of the largest HOG face.
 
     `processes` children find and crop the faces; with 0 this process does.
@@ -41,12 +42,7 @@ class DlibIdentity:
             "compare with those of ArcFace networks"
         )
 
-    def embed(self, images: Tensor) -> Tensor:
-        """See `pipeline.metrics.identity.IdentityNetwork.embed`."""
-        return self.begin(images)()
-
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
-        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
         crops = self.cropper.begin(enlarge(images))
         return lambda: self._describe(crops())
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple, get_args
+from functools import cached_property
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from pipeline.models.transfer import Arrays, download
 
 Floats = NDArray[np.float32]
 Rows = slice | Tensor  # faces: all, or int64 indices
+Place = tuple[Rows, int | Tensor]  # images: of faces, at one step or each at its own
 
 # Faces per chunk; AlexNet's feature maps take 2.5 MB per face.
 CHUNK = {"cpu": 16, "cuda": 128}
@@ -82,30 +83,35 @@ def best_step(measures: Tensor, last: Tensor, *, higher_is_better: bool = False)
     return torch.where(missing.all(dim=1), last, distances.argmin(dim=1))
 
 
-class _Identity(NamedTuple):
-    """Results of the identity network for one chunk of faces."""
-
-    similarities: Tensor  # [n, steps], NaN where there is none
-    targets: Tensor | None = None  # descriptors [n, d]; None: no network
-
-
 @dataclass(frozen=True)
 class _Chunk:
-    """Measures of one chunk of faces, on its device; identity may still be computed."""
+    """Measures of one chunk of faces, on its device; descriptors may still be computed."""
 
     values: dict[str, Tensor]  # [n, steps], without identity; NaN where an image is not usable
     asked: Tensor  # bool [n, steps], where an identity is measured
     target_finite: Tensor  # bool [n]
-    identity: Callable[[], _Identity]  # waits for it; computes it once
+    places: Sequence[Place]  # images whose identity is measured
+    pending: Sequence[Callable[[], Tensor]]  # of the targets, then of `places`; empty: no network
+
+    @cached_property
+    def descriptors(self) -> list[Tensor]:
+        """Descriptors [n, d] of the targets, then of `places`; waits for them."""
+        return [descriptors() for descriptors in self.pending]
 
     def similarities(self) -> Tensor:
         """Return similarities [n, steps], NaN where none was asked for."""
-        return _nan_unless(self.asked, self.identity().similarities)
+        values = torch.full(self.asked.shape, float("nan"), device=self.asked.device)
+        if self.descriptors:
+            targets, *reconstructions = self.descriptors
+            for (rows, step), vectors in zip(self.places, reconstructions, strict=True):
+                values[rows, step] = (vectors * targets[rows]).sum(dim=1).clamp(-1, 1)
+        return _nan_unless(self.asked, values)
 
     def targets(self) -> Tensor | None:
         """Return the targets' descriptors [n, d], NaN without a face; None without a network."""
-        vectors = self.identity().targets
-        return None if vectors is None else _nan_unless(self.target_finite[:, None], vectors)
+        if not self.descriptors:
+            return None
+        return _nan_unless(self.target_finite[:, None], self.descriptors[0].float())
 
 
 class MetricEvaluator:
@@ -229,47 +235,41 @@ class MetricEvaluator:
     def _compare(
         self, targets: Tensor, step_images: Tensor, is_made: Tensor, all_made: bool
     ) -> _Chunk:
-        """Measure one chunk: each metric of images, and a mask of missed faces, all [n, steps]."""
+        """Measure the images of one chunk, and begin to describe the faces in them."""
         target_finite, finite = _finite(targets), _finite(step_images)
         usable = finite & target_finite[:, None] & is_made
         # Non-finite images are replaced by grey for the networks; their values become NaN below.
         targets = _grey_unless(target_finite, targets)
-        faces = _faces_of_steps(is_made, all_made)
+        places = _places(is_made, all_made)
 
         def reconstructions(rows: Rows, step: int | Tensor) -> Tensor:
             return _grey_unless(usable[rows, step], step_images[rows, step]).clamp(-1, 1)
 
-        every_step = (reconstructions(rows, step) for step, rows in enumerate(faces))
-        pending = []
+        asked, pending = usable if self.identity else torch.zeros_like(usable), []
         if self.identity_steps == "all":
-            pending = self._begin_identity(itertools.chain([targets], every_step))
-        measures = self._measure_images(targets, faces, reconstructions, is_made.shape)
+            pending = self._begin_identity(targets, itertools.starmap(reconstructions, places))
+        measures = self._measure_images(targets, places, reconstructions, is_made.shape)
         measures = {name: _nan_unless(usable, values) for name, values in measures.items()}
         measures["psnr"] = peak_signal_to_noise(measures["l2"])
-        if self.identity_steps == "all":
-            asked = usable if self.identity else torch.zeros_like(usable)
-            identity = cache(lambda: _cosines(pending, faces, usable.shape, targets))
-            return _Chunk(measures, asked, target_finite, identity)
-        best = self._best(measures, is_made.sum(dim=1))
-        is_best = torch.zeros_like(usable).scatter_(1, best[:, None], value=True)
-        everyone = torch.arange(len(best), device=best.device)
-        pending = self._begin_identity([targets, reconstructions(everyone, best)])
-        asked = usable & is_best if self.identity else torch.zeros_like(usable)
-        identity = cache(lambda: _cosines_of_best(pending, is_best, targets))
-        return _Chunk(measures, asked, target_finite, identity)
+        if self.identity_steps == "best":
+            best = self._best(measures, is_made.sum(dim=1))
+            places = [(torch.arange(len(best), device=best.device), best)]
+            pending = self._begin_identity(targets, itertools.starmap(reconstructions, places))
+            asked = asked & torch.zeros_like(usable).scatter_(1, best[:, None], value=True)
+        return _Chunk(measures, asked, target_finite, places, pending)
 
     def _measure_images(
         self,
         targets: Tensor,
-        faces: Sequence[Rows],
-        reconstructions: Callable[[Rows, int], Tensor],
+        places: Sequence[Place],
+        reconstructions: Callable[[Rows, int | Tensor], Tensor],
         shape: torch.Size,
     ) -> dict[str, Tensor]:
         """Return the metrics of pixels and LPIPS, each [n, steps]; NaN for steps not made."""
         target_features = self._embed(targets)
         names = [*_FUNCTIONS, "lpips"]
         measures = {name: targets.new_full(shape, float("nan")) for name in names}
-        for step, rows in enumerate(faces):
+        for rows, step in places:
             # Computed twice: holding all takes as much as `step_images`.
             images = reconstructions(rows, step)
             for name, function in _FUNCTIONS.items():
@@ -280,9 +280,13 @@ class MetricEvaluator:
             measures["lpips"][rows, step] = self.lpips.compare(features, self._embed(images))
         return measures
 
-    def _begin_identity(self, batches: Iterable[Tensor]) -> list[Callable[[], Tensor]]:
+    def _begin_identity(
+        self, targets: Tensor, batches: Iterable[Tensor]
+    ) -> list[Callable[[], Tensor]]:
         """Start the identity of each batch: it runs beside a GPU's other work."""
-        return [] if self.identity is None else [self.identity.begin(batch) for batch in batches]
+        if self.identity is None:
+            return []
+        return [self.identity.begin(batch) for batch in itertools.chain([targets], batches)]
 
     def _embed(self, images: Tensor) -> list[Tensor]:
         if 4 * max(images.shape[-2:]) == NETWORK_SIDE:
@@ -291,55 +295,30 @@ class MetricEvaluator:
         return self.lpips.embed(enlarge(images).contiguous(memory_format=torch.channels_last))
 
 
-def _faces_of_steps(is_made: Tensor, all_made: bool) -> list[Rows]:
+def _places(is_made: Tensor, all_made: bool) -> list[Place]:
     """Return the faces that made each step, up to the last step of any face.
 
     Where all are made this asks nothing of a GPU, which would have to finish first.
     """
     if all_made:
-        return [slice(None)] * is_made.shape[1]
-    return [rows for step in is_made.T if len(rows := step.nonzero()[:, 0])]
-
-
-def _cosines(
-    pending: Sequence[Callable[[], Tensor]],
-    faces: Sequence[Rows],
-    shape: torch.Size,
-    targets: Tensor,
-) -> _Identity:
-    """Return the similarity of each step's faces to the targets."""
-    values = targets.new_full(shape, float("nan"))
-    if not pending:
-        return _Identity(values)
-    target_faces, *step_faces = [descriptors() for descriptors in pending]
-    for step, rows in enumerate(faces):
-        cosines = (step_faces[step] * target_faces[rows]).sum(dim=1)
-        values[rows, step] = cosines.clamp(-1, 1)
-    return _Identity(values, target_faces.float())
-
-
-def _cosines_of_best(
-    pending: Sequence[Callable[[], Tensor]], is_best: Tensor, targets: Tensor
-) -> _Identity:
-    """Return the similarity of the best step's face to the target; NaN at other steps."""
-    values = targets.new_full(is_best.shape, float("nan"))
-    if not pending:
-        return _Identity(values)
-    target_faces, best_faces = [descriptors() for descriptors in pending]
-    cosines = (best_faces * target_faces).sum(dim=1).clamp(-1, 1)
-    similarities = torch.where(is_best, cosines[:, None], values)
-    return _Identity(similarities, target_faces.float())
+        return [(slice(None), step) for step in range(is_made.shape[1])]
+    made = enumerate(step.nonzero()[:, 0] for step in is_made.T)
+    return [(rows, step) for step, rows in made if len(rows)]
 
 
 def _of_codes(
     w_plus: Tensor, latent_avg: Tensor, start: Tensor | None, is_made: Tensor, best: Tensor
 ) -> dict[str, Tensor]:
-    """Return the metrics of codes: `residual_norm` [n, steps], others [n] of the best step's."""
+    """Return the metrics of codes: `residual_norm` [n, steps], others [n] of the best step's.
+
+    Residuals are NaN for steps that were not made, and where they are not finite.
+    """
     codes, average = w_plus.float(), latent_avg.to(w_plus.device, torch.float32)
     initial = average if start is None else start.to(average)
     best_codes = codes[torch.arange(len(codes), device=codes.device), best.to(codes.device)]
+    norms = _nan_unless(is_made.to(codes.device), residual_norm(codes, initial))
     return {
-        "residual_norm": _residuals(codes, initial, is_made),
+        "residual_norm": _nan_unless(~norms.isinf(), norms),
         "w_plus_variance": w_plus_variance(best_codes),
         "w_avg_distance": w_avg_distance(best_codes, average),
     }
@@ -351,12 +330,6 @@ def _made_mask(w_plus: Tensor, steps_made: Tensor | None) -> Tensor:
     if steps_made is None:
         return torch.ones(n, steps, dtype=torch.bool, device=w_plus.device)
     return torch.arange(steps, device=steps_made.device)[None] < steps_made[:, None]
-
-
-def _residuals(codes: Tensor, initial: Tensor, is_made: Tensor) -> Tensor:
-    """Return `residual_norm` of the steps that were made; NaN if it is not finite."""
-    norms = _nan_unless(is_made.to(codes.device), residual_norm(codes, initial))
-    return _nan_unless(~norms.isinf(), norms)
 
 
 def _nan_unless(keep: Tensor, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.metrics.identity import IdentityNetwork
 from pipeline.models.state_files import check_entries
 
 SIDE = 224
@@ -72,7 +73,7 @@ def _stage(index: int) -> nn.Sequential:
     return nn.Sequential(first, *others)
 
 
-class MocoSimilarity:
+class MocoSimilarity(IdentityNetwork):
     """MoCo's features of the whole image; no face is detected, so none is missing."""
 
     def __init__(self, network: ResNet50, weights: str) -> None:
@@ -83,14 +84,9 @@ class MocoSimilarity:
             "in ReStyle's loss for domains without faces; compares content, not persons"
         )
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Return unit-length features [n, 2048] of images [n, 3, h, w] in [-1, 1]."""
-        # Nearest neighbour, without ImageNet's mean and deviation, as in the published loss.
-        return F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
-
     def begin(self, images: Tensor) -> Callable[[], Tensor]:
-        """See `pipeline.metrics.identity.IdentityNetwork.begin`."""
-        features = self.embed(images)
+        # Nearest neighbour, without ImageNet's mean and deviation, as in the published loss.
+        features = F.normalize(self.network(F.interpolate(images, size=(SIDE, SIDE))), dim=1)
         return lambda: features
 
 

@@ -1,6 +1,6 @@
 """Generator, encoders, official checkpoints and model bundles.
 
-Names are imported at first use, so that checking whether a model exists does not load PyTorch.
+What needs PyTorch is imported at first use: checking whether a model exists does not load it.
 """
 
 from __future__ import annotations
@@ -8,56 +8,42 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.domains import PRESETS, Treatment, preset_of, treatment_for
+from pipeline.models.files import bundle_names
+
 if TYPE_CHECKING:
     from pipeline.models.bundle import load_model, save_bundle
     from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.models.domains import (
-        PRESETS,
-        Preset,
-        Treatment,
-        preset_for,
-        preset_of,
-        treatment_for,
-    )
-    from pipeline.models.encoders import ENCODER_TYPES, OFFICIAL_TYPES
-    from pipeline.models.files import bundle_names, check_model, is_bundle
+    from pipeline.models.encoders import ENCODER_TYPES
     from pipeline.models.model import Architecture, ModelCard, RestyleModel
-    from pipeline.models.stylegan2 import Generator
 
 __all__ = [
     "ENCODER_TYPES",
-    "OFFICIAL_TYPES",
     "PRESETS",
     "Architecture",
-    "Generator",
     "ModelCard",
-    "Preset",
     "RestyleModel",
     "Treatment",
     "bundle_names",
-    "check_model",
-    "is_bundle",
     "load_checkpoint",
     "load_model",
-    "preset_for",
     "preset_of",
     "save_bundle",
     "treatment_for",
 ]
 
-_HOMES = {
-    "bundle": ("load_model", "save_bundle"),
-    "checkpoint": ("load_checkpoint",),
-    "encoders": ("ENCODER_TYPES", "OFFICIAL_TYPES"),
-    "files": ("bundle_names", "check_model", "is_bundle"),
-    "domains": ("PRESETS", "Preset", "Treatment", "preset_for", "preset_of", "treatment_for"),
-    "model": ("Architecture", "ModelCard", "RestyleModel"),
-    "stylegan2": ("Generator",),
+_MODULES = {
+    "ENCODER_TYPES": "encoders",
+    "Architecture": "model",
+    "ModelCard": "model",
+    "RestyleModel": "model",
+    "load_checkpoint": "checkpoint",
+    "load_model": "bundle",
+    "save_bundle": "bundle",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

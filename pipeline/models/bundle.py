@@ -15,8 +15,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -30,10 +28,9 @@ from pipeline.models.files import (
     ModelHints,
     bundle_folder,
     open_model_file,
-    write_model_file,
 )
 from pipeline.models.model import Architecture, ModelCard, RestyleModel
-from pipeline.models.state_files import read_model_file
+from pipeline.models.state_files import read_model_file, read_safetensors
 from pipeline.models.weights import assemble
 
 FORMAT = 1
@@ -110,10 +107,12 @@ def save_bundle(model: RestyleModel, folder_uri: str, *, stored: str = "float32"
         "stored": stored,
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    folder = str(folder_uri).rstrip("/")
-    write_model_file(f"{folder}/{WEIGHTS_FILE}", content)
+    from pipeline.storage import Store  # local models load without fsspec
+
+    folder = Store(str(folder_uri))
+    folder.put(WEIGHTS_FILE, content)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_model_file(f"{folder}/{RECORD_FILE}", text.encode())
+    folder.put(RECORD_FILE, text.encode())
 
 
 def _as_stored(key: str, tensor: Tensor, stored: str) -> Tensor:
@@ -175,7 +174,4 @@ def _parsed(content: bytes, folder: str) -> Mapping[str, Any]:
 def _verified(content: bytes, record: Mapping[str, Any], folder: str) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != record.get("sha256"):
         raise ModelError(f"{folder}: {WEIGHTS_FILE} does not have the sha256 in {RECORD_FILE}")
-    try:
-        return dict(load_safetensors(content))
-    except SafetensorError as error:
-        raise ModelError(f"{folder}: {WEIGHTS_FILE} is damaged: {error}") from error
+    return read_safetensors(content, f"{folder}/{WEIGHTS_FILE}")

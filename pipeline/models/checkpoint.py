@@ -7,6 +7,7 @@ of a StyleGAN2 generator alone are read too.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import logging
@@ -14,26 +15,25 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.errors import ModelError
-from pipeline.models.average_latent import ESTIMATED, estimated_average
 from pipeline.models.domains import domain_note, domain_of, preset_of
 from pipeline.models.encoders import (
     NO_ENCODER,
-    OFFICIAL_TYPES,
     fitting_encoders,
     official_arguments,
 )
 from pipeline.models.model import Architecture, ModelCard, RestyleModel
 from pipeline.models.official_layout import Parts, read_parts
 from pipeline.models.safe_globals import safe_names
-from pipeline.models.stylegan2 import LATENT_DIM
+from pipeline.models.stylegan2 import LATENT_DIM, Generator
 from pipeline.models.weights import assemble
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ ADVICE = "download it again, or give another file"
 RESTYLE_CHANNELS = 6  # target and reconstruction; single-pass encoders see 3
 # Weights hardly compress, and torch stores the entries of its zip files uncompressed.
 _MAX_UNPACKED, _FREE_BYTES = 4, 64 << 20
+# Mapped z codes whose mean estimates an average latent: as many as the official scripts use.
+CODES, SEED = 100_000, 0
+_CODES_AT_ONCE = 4096
+ESTIMATED = f"estimated from {CODES} mapped z codes, seed {SEED}"
 NO_AVERAGE = "absent from the checkpoint, which does not start from it: zeros are used"
 
 
@@ -152,7 +156,7 @@ def load_checkpoint(
     full_card = dataclasses.replace(full_card, notes={**full_card.notes, **notes})
     model = assemble(architecture, weights, average, full_card, source)
     if latent_avg is None and estimate_latent_avg:
-        model.latent_avg.copy_(estimated_average(model.generator, source))
+        model.latent_avg.copy_(_estimated_average(model.generator, source))
     if "ignored" in notes:
         _LOG.info("%s: %s", source, notes["ignored"])
     return model
@@ -164,7 +168,7 @@ def _fitted(
     """Return the architecture that the weights have, and the weights that it uses."""
     state, options = parts.state, parts.options
     if parts.generator_alone:
-        return _of_generator(state, domain, source), state
+        return _architecture(NO_ENCODER, state, options, domain, source), state
     encoder_type = _encoder_type(encoder_type or options.get("encoder_type"), state, source)
     architecture = _architecture(encoder_type, state, options, domain, source)
     architecture, state = _without_idle_heads(architecture, state)
@@ -218,14 +222,25 @@ def _latent_avg(
     )
 
 
-def _of_generator(state: Mapping[str, Tensor], domain: str, source: str) -> Architecture:
-    """Return the architecture of a generator without an encoder."""
-    shapes = {key: list(value.shape) for key, value in state.items()}
-    with _shape_errors("generator", source):
-        channels = generator_channels(shapes)
-    arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
-    input_size = preset_of(domain).input_size
-    return Architecture(NO_ENCODER, arguments, channels, _mapping_layers(shapes), input_size)
+@torch.no_grad()
+def _estimated_average(generator: Generator, source: str) -> Tensor:
+    """Return the mean [512] of `CODES` z codes mapped to W, float32, on the CPU.
+
+    Codes are drawn by numpy and mapped in float64, so that every machine computes the same values:
+    they are part of the model's fingerprint. Takes 20 s on one core. Raises `ModelError` for a
+    generator without a mapping network; `source` names its file.
+    """
+    if not any(key.startswith("style.") for key in generator.state_dict()):
+        raise ModelError(
+            f"{source}: its generator has no mapping network to estimate the average latent with"
+        )
+    mapping = copy.deepcopy(generator.style).cpu().double()
+    draws = np.random.Generator(np.random.PCG64(SEED))
+    total = torch.zeros(LATENT_DIM, dtype=torch.float64)
+    for first in range(0, CODES, _CODES_AT_ONCE):
+        z = draws.standard_normal((min(_CODES_AT_ONCE, CODES - first), LATENT_DIM))
+        total += mapping(torch.from_numpy(z)).sum(dim=0)
+    return (total / CODES).float()
 
 
 def _architecture(
@@ -237,29 +252,22 @@ def _architecture(
 ) -> Architecture:
     shapes = {key: list(value.shape) for key, value in state.items()}
     encoder = {key[8:]: shape for key, shape in shapes.items() if key.startswith("encoder.")}
-    with _shape_errors(f"{encoder_type} model", source):
-        arguments = official_arguments(encoder_type, encoder)
-        channels = generator_channels(shapes)
-    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
-    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
-    input_size = preset_of(domain).input_size
-    layers = _mapping_layers(shapes)
-    return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
-
-
-def _mapping_layers(shapes: Mapping[str, list[int]]) -> int:
-    return sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
-
-
-@contextmanager
-def _shape_errors(what: str, source: str) -> Iterator[None]:
-    """Turn the errors of reading widths out of the shapes of weights into a `ModelError`."""
+    alone = encoder_type == NO_ENCODER
     try:
-        yield
+        arguments = {} if alone else official_arguments(encoder_type, encoder)
+        channels = generator_channels(shapes)
     except KeyError as error:
+        what = "generator" if alone else f"{encoder_type} model"
         raise ModelError(f"{source}: weight '{error.args[0]}' is missing for a {what}") from error
     except IndexError as error:
         raise ModelError(f"{source}: a weight that gives widths has too few dimensions") from error
+    if alone:
+        arguments = {"n_styles": 2 * len(channels), "input_channels": RESTYLE_CHANNELS}
+    single_pass = arguments["input_channels"] != RESTYLE_CHANNELS
+    from_average = not single_pass or bool(options.get("start_from_latent_avg", True))
+    layers = sum(bool(re.fullmatch(r"decoder\.style\.\d+\.weight", key)) for key in shapes)
+    input_size = preset_of(domain).input_size
+    return Architecture(encoder_type, arguments, channels, layers, input_size, from_average)
 
 
 def generator_channels(shapes: Mapping[str, list[int]]) -> dict[int, int]:

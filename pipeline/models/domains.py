@@ -144,11 +144,6 @@ def preset_of(domain: str) -> Preset:
     return PRESETS.get(domain, Preset(domain, None))
 
 
-def preset_for(model: RestyleModel) -> Preset:
-    """Return the preset of a model's domain."""
-    return preset_of(model.domain)
-
-
 @dataclass(frozen=True)
 class Treatment:
     """Handling of the images of one model by a job, with a one-line `description`."""
@@ -172,7 +167,7 @@ def treatment_for(
     if face alignment is given for a domain without faces, or if nothing says whether a model's
     images have faces.
     """
-    preset = preset_for(model)
+    preset = preset_of(model.domain)
     if model.domain == UNKNOWN and prealigned is None:
         reason = model.card.notes.get("domain")
         domains = ", ".join(name for name in PRESETS if name not in ("faces", UNKNOWN))

@@ -28,21 +28,19 @@ stores them.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.choices import OFFICIAL_TYPES as OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.stylegan2 import LATENT_DIM, EqualLinear, normal
 
-IR_SE50_DEPTHS = (3, 4, 14, 3)
-RESNET34_DEPTHS = (3, 4, 6, 3)
 WIDTHS = (64, 128, 256, 512)
 SQUEEZE = 16
 
@@ -104,10 +102,30 @@ class IRSEBlock(nn.Module):
         return residual + shortcut
 
 
-class IRSE50(nn.Module):
+class Body(nn.Module):
+    """Stem, then residual blocks in four stages of `depths`."""
+
+    depths: tuple[int, ...]
+    body: nn.Sequential
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Return the input of the first block for images [n, c, h, w]."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
+        """Yield the map at the end of each of the four stages, largest first."""
+        x = self.stem(x)
+        ends = stage_ends(self.depths)
+        for index, block in enumerate(self.body):
+            x = block(x)
+            if index in ends:
+                yield x
+
+
+class IRSE50(Body):
     """Input layer at full size, then 24 blocks; every stage starts with a stride of 2."""
 
-    depths = IR_SE50_DEPTHS
+    depths = (3, 4, 14, 3)
 
     def __init__(self, input_channels: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
@@ -120,14 +138,9 @@ class IRSE50(nn.Module):
             *(IRSEBlock(i, o, 2 if first else 1) for i, o, first in _units(self.depths, widths))
         )
 
-    def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
-        """Yield the map at the end of each of the four stages, largest first."""
-        x = self.input_layer(x)
-        ends = stage_ends(self.depths)
-        for index, block in enumerate(self.body):
-            x = block(x)
-            if index in ends:
-                yield x
+    def stem(self, x: Tensor) -> Tensor:
+        result: Tensor = self.input_layer(x)
+        return result
 
 
 class ResNetBlock(nn.Module):
@@ -150,29 +163,23 @@ class ResNetBlock(nn.Module):
         return torch.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet34(nn.Module):
+class ResNet34(Body):
     """A 7x7 convolution of stride 2, then 16 blocks; the later three stages start with stride 2."""
 
-    depths = RESNET34_DEPTHS
+    depths = (3, 4, 6, 3)
 
     def __init__(self, input_channels: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_channels, widths[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.PReLU(widths[0])
-        first_of_all = itertools.chain([False], itertools.repeat(True))
         self.body = nn.Sequential()
-        for (i, o, first), later in zip(_units(self.depths, widths), first_of_all, strict=False):
-            self.body.append(ResNetBlock(i, o, 2 if first and later else 1))
+        for index, (i, o, first) in enumerate(_units(self.depths, widths)):
+            self.body.append(ResNetBlock(i, o, 2 if first and index else 1))
 
-    def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
-        """Yield the map at the end of each of the four stages, largest first."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        ends = stage_ends(self.depths)
-        for index, block in enumerate(self.body):
-            x = block(x)
-            if index in ends:
-                yield x
+    def stem(self, x: Tensor) -> Tensor:
+        result: Tensor = self.relu(self.bn1(self.conv1(x)))
+        return result
 
 
 LEAK = 0.2
@@ -249,9 +256,6 @@ class CompactEncoder(nn.Module):
         return residual
 
 
-# Heads of rows 0-2 read the 16x16 map, of rows 3-6 the 32x32 map, of the rest the 64x64 map (pSp,
-# sec. 3.1).
-COARSE_ROWS, MIDDLE_ROWS = 3, 7
 HEAD_LEAK = 0.01
 
 
@@ -271,114 +275,93 @@ class StyleHead(nn.Module):
         return row
 
 
-def last_map_heads(n_styles: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Return heads for a 16x16 map, with four convolutions each."""
-    return nn.ModuleList(StyleHead(widths[-1], 4) for _ in range(n_styles))
-
-
-def pyramid_heads(n_styles: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Return heads for maps of 16, 32 and 64 px, with four, five and six convolutions."""
-    depths = [4 if row < COARSE_ROWS else 5 if row < MIDDLE_ROWS else 6 for row in range(n_styles)]
-    return nn.ModuleList(StyleHead(widths[-1], depth) for depth in depths)
-
-
-def last_map_rows(heads: nn.ModuleList, features: Iterable[Tensor]) -> Tensor:
-    """Apply every head to the last map of `features`; returns [n, n_styles, 512]."""
-    *_, last = features
-    return torch.stack([head(last) for head in heads], dim=1)
-
-
-def pyramid_rows(
-    heads: nn.ModuleList, features: Iterable[Tensor], to_middle: nn.Module, to_fine: nn.Module
-) -> Tensor:
-    """Apply each head to the pyramid level of its row; returns [n, n_styles, 512]."""
-    _, fine, middle, coarse = features
-    middle = _enlarged(coarse, like=middle) + to_middle(middle)
-    fine = _enlarged(middle, like=fine) + to_fine(fine)
-    rows = [
-        head(coarse if row < COARSE_ROWS else middle if row < MIDDLE_ROWS else fine)
-        for row, head in enumerate(heads)
-    ]
-    return torch.stack(rows, dim=1)
-
-
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
-
-
 def progressive(rows: Tensor) -> Tensor:
     """Add row 0, which is w, to all other rows, which are offsets (e4e, sec. 4.1)."""
     w, deltas = rows[:, :1], rows[:, 1:]
     return torch.cat([w, w + deltas], dim=1)
 
 
-class BackboneEncoder(IRSE50):
-    """ReStyle-pSp encoder for faces."""
+class RowHeads(Body):
+    """Style heads, one per row, on the last map; a subclass inherits a body after this class."""
+
+    first_rows: tuple[int, ...] = (0,)  # of each map that heads read, the smallest map first
+    is_progressive = False  # whether rows are offsets from the first one
 
     def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(input_channels, widths)
-        self.styles = last_map_heads(n_styles, widths)
+        # Four convolutions reduce 16 px to one; a larger map needs one more.
+        self.styles = nn.ModuleList(
+            StyleHead(widths[-1], 4 + self.level_of(row)) for row in range(n_styles)
+        )
+
+    def level_of(self, row: int) -> int:
+        """Return the index of the map that the head of `row` reads."""
+        return bisect.bisect_right(self.first_rows, row) - 1
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the maps that heads read: the first of 16 px, each further one twice as large."""
+        *_, last = self.features(x)
+        return [last]
 
     def forward(self, x: Tensor) -> Tensor:
-        return last_map_rows(self.styles, self.features(x))
+        maps = self.maps(x)
+        rows = [head(maps[self.level_of(row)]) for row, head in enumerate(self.styles)]
+        stacked = torch.stack(rows, dim=1)
+        return progressive(stacked) if self.is_progressive else stacked
+
+
+class PyramidHeads(RowHeads):
+    """Heads of rows 0-2 read a map of 16 px, 3-6 of 32 px, others of 64 px (pSp, sec. 3.1)."""
+
+    first_rows = (0, 3, 7)
+
+    def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__(input_channels, n_styles, widths)
+        self.latlayer1 = nn.Conv2d(widths[2], widths[3], 1)
+        self.latlayer2 = nn.Conv2d(widths[1], widths[3], 1)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        _, fine, middle, coarse = self.features(x)
+        middle = _enlarged(coarse, like=middle) + self.latlayer1(middle)
+        return [coarse, middle, _enlarged(middle, like=fine) + self.latlayer2(fine)]
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
+
+
+class BackboneEncoder(RowHeads, IRSE50):
+    """ReStyle-pSp encoder for faces."""
 
 
 class ProgressiveBackboneEncoder(BackboneEncoder):
     """ReStyle-e4e encoder for faces."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return progressive(super().forward(x))
+    is_progressive = True
 
 
-class ResNetBackboneEncoder(ResNet34):
+class ResNetBackboneEncoder(RowHeads, ResNet34):
     """ReStyle-pSp encoder for the other domains."""
-
-    def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__(input_channels, widths)
-        self.styles = last_map_heads(n_styles, widths)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return last_map_rows(self.styles, self.features(x))
 
 
 class ResNetProgressiveBackboneEncoder(ResNetBackboneEncoder):
     """ReStyle-e4e encoder for the other domains."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return progressive(super().forward(x))
+    is_progressive = True
 
 
-class GradualStyleEncoder(IRSE50):
+class GradualStyleEncoder(PyramidHeads, IRSE50):
     """Encoder of the original pSp."""
-
-    def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__(input_channels, widths)
-        self.styles = pyramid_heads(n_styles, widths)
-        self.latlayer1 = nn.Conv2d(widths[2], widths[3], 1)
-        self.latlayer2 = nn.Conv2d(widths[1], widths[3], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pyramid_rows(self.styles, self.features(x), self.latlayer1, self.latlayer2)
 
 
 class Encoder4Editing(GradualStyleEncoder):
     """Encoder of the original e4e."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return progressive(super().forward(x))
+    is_progressive = True
 
 
-class ResNetGradualStyleEncoder(ResNet34):
+class ResNetGradualStyleEncoder(PyramidHeads, ResNet34):
     """Heads of the original pSp on the ResNet34 body."""
-
-    def __init__(self, input_channels: int, n_styles: int, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__(input_channels, widths)
-        self.styles = pyramid_heads(n_styles, widths)
-        self.latlayer1 = nn.Conv2d(widths[2], widths[3], 1)
-        self.latlayer2 = nn.Conv2d(widths[1], widths[3], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pyramid_rows(self.styles, self.features(x), self.latlayer1, self.latlayer2)
 
 
 class NoEncoder(nn.Module):
@@ -394,7 +377,7 @@ class NoEncoder(nn.Module):
         )
 
 
-OFFICIAL_ENCODERS: tuple[type[IRSE50] | type[ResNet34], ...] = (
+OFFICIAL_ENCODERS: tuple[type[RowHeads], ...] = (
     BackboneEncoder,
     ProgressiveBackboneEncoder,
     ResNetBackboneEncoder,
@@ -415,15 +398,15 @@ def official_arguments(encoder_type: str, shapes: Mapping[str, Sequence[int]]) -
 
     Raises `KeyError` with the name of a weight that is needed for this and missing.
     """
-    residual = issubclass(_class_of(encoder_type), ResNet34)
+    encoder = next(each for each in OFFICIAL_ENCODERS if each.__name__ == encoder_type)
+    residual = issubclass(encoder, ResNet34)
     first = shapes["conv1.weight" if residual else "input_layer.0.weight"]
     block = "body.{}.conv2.weight" if residual else "body.{}.res_layer.3.weight"
-    depths = ResNet34.depths if residual else IRSE50.depths
     heads = {match[1] for key in shapes if (match := re.match(r"styles\.(\d+)\.", key))}
     return {
         "input_channels": int(first[1]),
         "n_styles": len(heads),
-        "widths": [int(shapes[block.format(end)][0]) for end in stage_ends(depths)],
+        "widths": [int(shapes[block.format(end)][0]) for end in stage_ends(encoder.depths)],
     }
 
 
@@ -439,9 +422,5 @@ def fitting_encoders(keys: Collection[str]) -> list[str]:
         encoder.__name__
         for encoder in OFFICIAL_ENCODERS
         if issubclass(encoder, ResNet34) == residual
-        and issubclass(encoder, (GradualStyleEncoder, ResNetGradualStyleEncoder)) == pyramid
+        and issubclass(encoder, PyramidHeads) == pyramid
     ]
-
-
-def _class_of(encoder_type: str) -> type[IRSE50] | type[ResNet34]:
-    return next(encoder for encoder in OFFICIAL_ENCODERS if encoder.__name__ == encoder_type)

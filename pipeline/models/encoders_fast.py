@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -20,28 +20,17 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from pipeline.models.encoders import (
-    COARSE_ROWS,
     HEAD_LEAK,
-    IRSE50,
     LEAK,
-    MIDDLE_ROWS,
     CompactEncoder,
-    Encoder4Editing,
-    GradualStyleEncoder,
-    ProgressiveBackboneEncoder,
     ResidualBlock,
     ResNet34,
     ResNetBlock,
-    ResNetGradualStyleEncoder,
-    ResNetProgressiveBackboneEncoder,
+    RowHeads,
     StyleHead,
     progressive,
 )
 from pipeline.models.stylegan2 import LATENT_DIM
-
-CHANNELS_LAST = torch.channels_last
-_PROGRESSIVE = (ProgressiveBackboneEncoder, ResNetProgressiveBackboneEncoder, Encoder4Editing)
-_PYRAMIDS = (GradualStyleEncoder, ResNetGradualStyleEncoder)
 
 
 def fast_encoder(encoder: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -51,7 +40,7 @@ def fast_encoder(encoder: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.
     """
     if isinstance(encoder, CompactEncoder):
         twin: nn.Module = _FastCompact(encoder, dtype)
-    elif isinstance(encoder, (IRSE50, ResNet34)):
+    elif isinstance(encoder, RowHeads):
         twin = _FastOfficial(encoder, dtype)
     else:
         raise TypeError(f"{type(encoder).__name__} has no fast twin")
@@ -61,41 +50,24 @@ def fast_encoder(encoder: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.
 class _FastOfficial(nn.Module):
     """Twin of an encoder with an IR-SE50 or ResNet34 body and a style head per row."""
 
-    def __init__(self, encoder: IRSE50 | ResNet34, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: RowHeads, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype, self.progressive = dtype, isinstance(encoder, _PROGRESSIVE)
-        self.pyramid = isinstance(encoder, _PYRAMIDS)
+        self.dtype, self.is_progressive = dtype, encoder.is_progressive
         # Without a second copy of the heads, which are most of the weights.
         body = copy.deepcopy(encoder, {id(encoder.styles): None})
-        self.body = cast("IRSE50 | ResNet34", _cast(_folded(body), dtype))
+        self.body = cast("RowHeads", _cast(_folded(body), dtype))
         heads = cast("Sequence[StyleHead]", encoder.styles)
-        ends = (0, COARSE_ROWS, MIDDLE_ROWS, len(heads)) if self.pyramid else (0, len(heads))
         self.heads = nn.ModuleList(
-            _MergedHeads(heads[first:end], dtype)
-            for first, end in itertools.pairwise(ends)
-            if heads[first:end]
+            _MergedHeads([heads[row] for row in rows], dtype)
+            for _, rows in itertools.groupby(range(len(heads)), encoder.level_of)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, input_channels, h, w] to float32 codes [n, n_styles, 512]."""
-        features = self.body.features(x.to(self.dtype, memory_format=CHANNELS_LAST))
-        rows = torch.cat(
-            [head(level) for head, level in zip(self.heads, self._maps(features), strict=False)], 1
-        )
-        return progressive(rows) if self.progressive else rows
-
-    def _maps(self, features: Iterator[Tensor]) -> list[Tensor]:
-        """Return the maps that the groups of heads read."""
-        *_, fine, middle, coarse = features
-        if not self.pyramid:
-            return [coarse]
-        body = cast("GradualStyleEncoder", self.body)
-        middle = _enlarged(coarse, middle) + body.latlayer1(middle)
-        return [coarse, middle, _enlarged(middle, fine) + body.latlayer2(fine)]
-
-
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=True)
+        maps = self.body.maps(x.to(self.dtype, memory_format=torch.channels_last))
+        # A small generator has no rows for the largest maps.
+        rows = torch.cat([head(level) for head, level in zip(self.heads, maps, strict=False)], 1)
+        return progressive(rows) if self.is_progressive else rows
 
 
 class _MergedHeads(nn.Module):
@@ -144,8 +116,9 @@ class _FastCompact(nn.Module):
         super().__init__()
         self.dtype = dtype
         twin = copy.deepcopy(encoder)
-        for block in twin.body:
-            _fold_gain(cast("ResidualBlock", block))
+        for block in cast("Sequence[ResidualBlock]", twin.body):
+            block.second.weight.data *= block.gain.detach()
+            cast("Tensor", block.second.bias).data *= block.gain.detach()
         self.stem, self.body = _cast(twin.stem, dtype), _cast(twin.body, dtype)
         self.heads = twin.heads
         for convs in (self.heads.spread, self.heads.reduce, self.heads.gather):
@@ -153,7 +126,7 @@ class _FastCompact(nn.Module):
 
     def forward(self, pair: Tensor) -> Tensor:
         """Map [n, 6, s, s] to float32 codes [n, n_styles, 512]."""
-        x = F.leaky_relu(self.stem(pair.to(self.dtype, memory_format=CHANNELS_LAST)), LEAK)
+        x = F.leaky_relu(self.stem(pair.to(self.dtype, memory_format=torch.channels_last)), LEAK)
         for block in cast("Sequence[ResidualBlock]", self.body):
             branch = block.second(F.leaky_relu_(block.first(x), LEAK))
             passed = F.avg_pool2d(x, block.stride) if block.stride > 1 else x
@@ -164,11 +137,6 @@ class _FastCompact(nn.Module):
             x = F.leaky_relu_(convolution(x), LEAK)
         rows = x.reshape(len(x), heads.n_styles, -1).to(heads.matrix.dtype).transpose(0, 1)
         return torch.baddbmm(heads.bias[:, None], rows, heads.matrix).transpose(0, 1)
-
-
-def _fold_gain(block: ResidualBlock) -> None:
-    block.second.weight.data *= block.gain.detach()
-    cast("Tensor", block.second.bias).data *= block.gain.detach()
 
 
 def _folded(body: nn.Module) -> nn.Module:
@@ -196,6 +164,6 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for each in module.modules():
         if not isinstance(each, nn.BatchNorm2d):
             for tensor in each.parameters(recurse=False):
-                layout = CHANNELS_LAST if tensor.dim() == 4 else torch.preserve_format
+                layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
                 tensor.data = tensor.data.to(dtype, memory_format=layout)
     return module

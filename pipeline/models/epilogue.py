@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.stylegan2 import BLUR_TAPS, LEAK
+from pipeline.models.stylegan2 import LEAK, blur_kernel
 
 CHANNELS_LAST = torch.channels_last
 SLAB = 1 << 17  # features that a CPU finishes at a time: half of a core's L2 cache in float32
@@ -159,12 +159,12 @@ def finish(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
     if factors.style is None:
         return None, image
     scaled = x * factors.style[:, :, None, None]
-    return scaled.to(dtype, memory_format=torch.channels_last), image
+    return scaled.to(dtype, memory_format=CHANNELS_LAST), image
 
 
 def finish_in_slabs(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
     """Compute the pass on a CPU in place, slab by slab, while a slab is in the cache."""
-    x = (blur(y) if blurred else y).contiguous(memory_format=torch.channels_last)
+    x = (blur(y) if blurred else y).contiguous(memory_format=CHANNELS_LAST)
     n, c, h, w = x.shape
     mixes = factors.rgb is not None and factors.pool == 1
     image = x.new_empty(n, h * w, 3, dtype=factors.factor.dtype) if mixes else None
@@ -196,8 +196,7 @@ def blur(y: Tensor) -> Tensor:
 
 @cache
 def _blur_kernel(dtype: torch.dtype, device: torch.device) -> Tensor:
-    taps = torch.tensor(BLUR_TAPS, dtype=dtype, device=device)
-    return torch.outer(taps, taps) / 16
+    return blur_kernel().to(device, dtype)
 
 
 def to_rgb(x: Tensor, weight: Tensor) -> Tensor:

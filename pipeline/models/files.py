@@ -1,16 +1,18 @@
-"""Find, read and write model files: bundles in this package, local paths, any fsspec URI."""
+"""Find and read model files: bundles in this package, local paths, any fsspec URI."""
 
 from __future__ import annotations
 
 import importlib.resources
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, Protocol, TypedDict
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from pipeline.errors import ModelError, StorageError
+
+if TYPE_CHECKING:
+    from pipeline.storage import Store
 
 RECORD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"  # of a bundle
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".safetensors", ".pkl"}
@@ -35,15 +37,7 @@ def hints_of(settings: Mapping[str, Any]) -> ModelHints:
     )
 
 
-class Folder(Protocol):
-    """Subset of `pipeline.storage.Store` that `is_bundle` uses."""
-
-    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Return the object as a binary file."""
-        ...
-
-
-def is_bundle(folder: Folder, names: Sequence[str]) -> bool:
+def is_bundle(folder: Store, names: Sequence[str]) -> bool:
     """Return whether `save_bundle` wrote `folder`, whose first file names are `names`.
 
     True too if writing stopped between the two files.
@@ -66,20 +60,13 @@ def bundle_names() -> list[str]:
     return sorted(entry.name for entry in home.iterdir() if (entry / RECORD_FILE).is_file())
 
 
-def named_bundle(name: str) -> str | None:
-    """Return the folder of the bundle called `name`, or None."""
-    if name not in bundle_names():
-        return None
-    return str(importlib.resources.files("pipeline.models") / "bundles" / name)
-
-
 def bundle_folder(name_or_uri: str) -> str:
     """Return the folder of the bundle with this name or at this location.
 
     Raises `ModelError` if the text can be neither.
     """
-    if folder := named_bundle(name_or_uri):
-        return folder
+    if name_or_uri in bundle_names():
+        return str(importlib.resources.files("pipeline.models") / "bundles" / name_or_uri)
     if "/" not in name_or_uri and "\\" not in name_or_uri and name_or_uri not in {".", ".."}:
         names = ", ".join(bundle_names()) or "none is installed"
         raise ModelError(
@@ -110,13 +97,8 @@ def check_model_file(uri: str, what: str = "model file") -> None:
     from pipeline.storage.uris import canonical_uri, filesystem, storage_errors
 
     fs, path = filesystem(canonical_uri(uri), versions=True)
-    try:
-        with storage_errors(f"look up '{uri}'"):
-            fs.info(path)
-    except StorageError as error:
-        if isinstance(error.__cause__, _ABSENT):
-            raise ModelError(f"no {what} at {uri}") from error
-        raise
+    with _naming_an_absent(what, uri), storage_errors(f"look up '{uri}'"):
+        fs.info(path)
 
 
 @contextmanager
@@ -128,7 +110,11 @@ def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
     scheme.
     """
     if "://" in uri:
-        yield io.BytesIO(_fetched(uri, what))
+        from pipeline.storage.uris import read_file  # local files work without fsspec
+
+        with _naming_an_absent(what, uri):
+            content = read_file(uri)
+        yield io.BytesIO(content)
         return
     try:
         with Path(uri).expanduser().open("rb") as file:
@@ -139,35 +125,14 @@ def open_model_file(uri: str, what: str = "model file") -> Iterator[IO[bytes]]:
         raise StorageError(f"cannot read the {what} {uri}: {error}") from error
 
 
-def _fetched(uri: str, what: str) -> bytes:
-    from pipeline.storage.uris import read_file  # local files work without fsspec
-
+@contextmanager
+def _naming_an_absent(what: str, uri: str) -> Iterator[None]:
+    """Turn the error of a storage that has no such file, or cannot, into a `ModelError`."""
     try:
-        return read_file(uri)
+        yield
     except StorageError as error:
         if isinstance(error.__cause__, _ABSENT):
             raise ModelError(f"no {what} at {uri}") from error
         raise
     except ValueError as error:
         raise ModelError(f"no {what} at {uri}") from error
-
-
-def write_model_file(uri: str, content: bytes) -> None:
-    """Write `content`; on a local disk atomically, so that a reader never sees a partial file.
-
-    Raises `StorageError`, and `InputError` as `open_model_file` does.
-    """
-    if "://" in uri:
-        from pipeline.storage import file_place
-
-        store, name = file_place(uri)
-        store.put(name, content)
-        return
-    try:
-        path = Path(uri).expanduser()
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(f"cannot write {uri}: {error}") from error

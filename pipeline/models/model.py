@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,13 +108,7 @@ class RestyleModel(nn.Module):
     @property
     def metadata(self) -> dict[str, Any]:
         """Return the model's card as plain JSON values."""
-        return {
-            "name": self.card.name,
-            "domain": self.card.domain,
-            "source": self.card.source,
-            "licence": self.card.licence,
-            "notes": dict(self.card.notes),
-        }
+        return asdict(self.card)
 
     @property
     def n_styles(self) -> int:
@@ -168,13 +162,10 @@ class RestyleModel(nn.Module):
         Computes the fingerprint, so it takes about one second per gigabyte of weights.
         """
         sizes = f"{self.generator_size} px, {self.n_styles} styles"
-        networks = f"{self.architecture.encoder_type}, {self._short_fingerprint()}"
+        is_empty = any(tensor.is_meta for tensor in self.state_dict().values())
+        weights = "without weights" if is_empty else self.fingerprint[:12]
+        networks = f"{self.architecture.encoder_type}, {weights}"
         return f"RestyleModel('{self.name}', {self.domain}, {sizes}, {networks})"
-
-    def _short_fingerprint(self) -> str:
-        if any(tensor.is_meta for tensor in self.state_dict().values()):
-            return "without weights"
-        return self.fingerprint[:12]
 
     def frame(self, images: Tensor) -> Tensor:
         """Return the visible part of [n, 3, size, size], a view [n, 3, *frame_size]."""

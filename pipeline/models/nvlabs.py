@@ -202,7 +202,9 @@ def _generator(network: Module) -> dict[str, Any]:
         raise ModelError(f"its {network.class_name} has no mapping and synthesis networks")
     _check(network, mapping, synthesis)
     state: dict[str, Tensor] = {}
-    _add_mapping(state, mapping)
+    for index in range(int(mapping.number("num_layers", 8))):
+        name = f"style.{index + 1}"  # `style.0` normalises
+        _add_linear(state, _child(mapping, f"fc{index}"), name, _MAPPING_RATE, "lrelu")
     _add_synthesis(state, synthesis)
     average = mapping.tensor("w_avg")
     return {"g_ema": state} if average is None else {"g_ema": state, "latent_avg": average}
@@ -261,13 +263,6 @@ def _add_linear(
 
 def _scaled(tensor: Tensor, factor: float) -> Tensor:
     return tensor if math.isclose(factor, 1.0, rel_tol=1e-6) else tensor.float() * factor
-
-
-def _add_mapping(state: dict[str, Tensor], mapping: Module) -> None:
-    layers = int(mapping.number("num_layers", 8))
-    for index in range(layers):
-        name = f"style.{index + 1}"  # `style.0` normalises
-        _add_linear(state, _child(mapping, f"fc{index}"), name, _MAPPING_RATE, "lrelu")
 
 
 def _add_synthesis(state: dict[str, Tensor], synthesis: Module) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from pipeline.choices import OFFICIAL_TYPES
 from pipeline.errors import ModelError
 from pipeline.models.domains import OWN_DOMAIN, PRESETS
-from pipeline.models.encoders import OFFICIAL_TYPES, WIDTHS
-from pipeline.models.files import write_model_file
+from pipeline.models.encoders import WIDTHS
 from pipeline.models.model import RestyleModel
+from pipeline.storage import file_place
 
 # The original code has these values fixed, and loads a file only if every weight fits.
 MAPPING_LAYERS = 8
@@ -68,7 +69,8 @@ def save_official(model: RestyleModel, uri: str, options: Mapping[str, Any] | No
     state = {key: value.cpu() for key, value in checkpoint["state_dict"].items()}
     average = checkpoint["latent_avg"].cpu()
     torch.save({**checkpoint, "state_dict": state, "latent_avg": average}, content)
-    write_model_file(uri, content.getvalue())
+    store, name = file_place(uri)
+    store.put(name, content.getvalue())
 
 
 def _options(model: RestyleModel) -> dict[str, Any]:

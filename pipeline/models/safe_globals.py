@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.inert_numpy import NUMBERS, NUMPY_NAMES, InertArray, InertScalar
 
@@ -62,12 +61,8 @@ def plain(value: Any) -> Any:
         if isinstance(value, InertArray):
             value = value.numbers(NUMBERS)
         if isinstance(value, np.ndarray):
-            return _tensor(value)
+            native = value.astype(value.dtype.newbyteorder("="), copy=True)
+            return torch.from_numpy(native)
     except (TypeError, ValueError):
         return value
     return value
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    native = array.astype(array.dtype.newbyteorder("="), copy=True)
-    return torch.from_numpy(native)

@@ -33,6 +33,7 @@ from pipeline.models.stylegan2 import (
     ModulatedConv2d,
     StyledConv,
     ToRGB,
+    blur_kernel,
 )
 
 CHANNELS_LAST = torch.channels_last
@@ -81,8 +82,7 @@ class FastGenerator(nn.Module):
         layers = [layer.conv for layer in convs] + [layer.conv for layer in rgbs]
         self._add_styles(layers, len(convs), exact)
         self.register_buffer("constant", generator.input.input.detach().to(exact))
-        taps = torch.tensor(BLUR_TAPS, dtype=exact) / 4
-        self.register_buffer("kernel", torch.outer(taps, taps).repeat(3, 1, 1, 1))
+        self.register_buffer("kernel", blur_kernel().to(exact).repeat(3, 1, 1, 1))
         self.to(generator.input.input.device)
         self.requires_grad_(False).eval()
 
@@ -146,7 +146,8 @@ class FastGenerator(nn.Module):
         inputs = codes.to(self.style_weight.dtype).transpose(0, 1)[self.rows]
         styles = torch.baddbmm(self.style_bias, inputs, self.style_weight)
         factors = torch.rsqrt(styles[:count].square() @ self.energy + 1e-8) * GAIN
-        x: Tensor | None = self._constant(styles[0])
+        constant = self.constant * styles[0][:, : self.constant.shape[1], None, None]
+        x: Tensor | None = constant.to(self.dtype, memory_format=CHANNELS_LAST)
         for index, conv in enumerate(cast("Sequence[_Conv]", self.convs)):
             outputs, level, ends = conv.outputs, index // 2, index % 2 == 0
             last = index + 1 == count
@@ -169,11 +170,6 @@ class FastGenerator(nn.Module):
                 x, image = passes.finish(conv(x), made, blurred=conv.upsample)
             if image is not None:
                 yield image + self.biases[level]
-
-    def _constant(self, style: Tensor) -> Tensor:
-        """Return the constant input times the first layer's style, [n, c, 4, 4]."""
-        scaled = self.constant * style[:, : self.constant.shape[1], None, None]
-        return scaled.to(self.dtype, memory_format=torch.channels_last)
 
 
 class _Conv(nn.Module):

@@ -34,17 +34,18 @@ def download(tensors: Mapping[str, Tensor]) -> Callable[[], Arrays]:
     # The widest first, so that every array begins at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     packed = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in ordered])
+    copied: torch.cuda.Event | None = None
     if packed.device.type == "cuda":
         host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(packed, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        wait: Callable[[], None] = copied.synchronize
     else:
-        host, wait = packed.cpu(), _do_nothing
+        host = packed.cpu()
 
     def unpacked() -> Arrays:
-        wait()
+        if copied is not None:
+            copied.synchronize()
         arrays, first = {}, 0
         for name, tensor in ordered:
             length = math.prod(tensor.shape) * tensor.element_size()
@@ -53,7 +54,3 @@ def download(tensors: Mapping[str, Tensor]) -> Callable[[], Arrays]:
         return arrays
 
     return unpacked
-
-
-def _do_nothing() -> None:
-    """Wait for nothing: the copy was made at once."""

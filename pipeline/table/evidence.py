@@ -112,9 +112,9 @@ def _check_model(spec: TableSpec) -> None:
     if not isinstance(name, str):
         return
     from pipeline.models import load_model  # imports PyTorch, which nothing else here needs
-    from pipeline.models.files import bundle_folder, hints_of, named_bundle
+    from pipeline.models.files import bundle_folder, bundle_names, hints_of
 
-    if not (named_bundle(name) or name.startswith("/")):
+    if name not in bundle_names() and not name.startswith("/"):
         return  # a check downloads no model
     try:
         model = load_model(bundle_folder(name), **hints_of(spec.config))

@@ -68,7 +68,7 @@ Start = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def average_start(model: RestyleModel) -> Start:
     """Start every face from the code that the first step of `model` adds to, and its image."""
-    code, image = start_codes(model, 1, None)[0], average_image(model)
+    code, image = start_codes(model, 1)[0], average_image(model)
     return lambda inputs: (
         code.expand(len(inputs), -1, -1),
         image.expand(len(inputs), -1, -1, -1),

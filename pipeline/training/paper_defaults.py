@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pipeline.errors import ConfigError
 from pipeline.inversion.restyle_loop import check_steps
-from pipeline.models import RestyleModel, preset_for
+from pipeline.models import RestyleModel, preset_of
 from pipeline.models.state_files import read_state
 from pipeline.training.config import TrainConfig
 from pipeline.training.e4e import AdversaryPlan, Stages
@@ -43,7 +43,7 @@ def image_weights(config: TrainConfig, model: RestyleModel) -> ImageWeights:
 
     Faces have the identity term, other domains MoCo if its weight file is given.
     """
-    faces = bool(preset_for(model).has_faces)
+    faces = bool(preset_of(model.domain).has_faces)
     identity = TOONIFY_IDENTITY if is_toonify(model) else IDENTITY
     moco = MOCO if config.moco_weights and not faces else 0.0
     return ImageWeights(
@@ -111,7 +111,7 @@ def earlier_plan(config: TrainConfig, model: RestyleModel) -> EncoderPlan:
     single w.
     """
     plan = encoder_plan(config, model)
-    faces = bool(preset_for(model).has_faces)
+    faces = bool(preset_of(model.domain).has_faces)
     return replace(
         plan,
         images=replace(plan.images, identity=_or(config.identity, IDENTITY if faces else 0.0)),

@@ -22,7 +22,7 @@ from pipeline.engine.inverter import (
     to_tensor,
 )
 from pipeline.errors import ConfigError
-from pipeline.inversion import OptimizeSettings, StopRule, bootstrap, restyle_loop
+from pipeline.inversion import OptimizeSettings, StopRule, invert, restyle_loop
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from pipeline.models.pixels import to_pixels
@@ -310,7 +310,9 @@ def test_bootstrapping_continues_from_another_models_codes(
     expected = replace(settings, model=other_bundle, first=tiny_bundle, method=method)
     (row,) = Inverter(replace(expected, keep_steps=True)).rows([face(0)]).latents
     images = to_tensor([face(0)["pixels"]], (64, 64))
-    _, second = bootstrap(load_model(tiny_bundle), load_model(other_bundle), images, steps=(1, 2))
+    first = invert(load_model(tiny_bundle), images, steps=1)
+    start = {"start": first.w_plus[:, -1], "start_images": first.step_images[:, -1]}
+    second = invert(load_model(other_bundle), images, steps=2, **start)
     np.testing.assert_allclose(row["w_plus_per_step"], second.w_plus[0], rtol=0, atol=1e-6)
     assert (row["steps"], row["generator_passes"], row["refined_from"]) == (2, 3, None)
 

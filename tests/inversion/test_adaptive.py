@@ -13,7 +13,7 @@ from pipeline.inversion import (
     invert,
     invert_adaptively,
     step_measures,
-    stopping_step,
+    step_of,
 )
 from pipeline.models import RestyleModel, load_checkpoint, load_model
 from tests.models.tiny import portrait, tiny_checkpoint
@@ -56,7 +56,7 @@ def improvements(model: RestyleModel, faces: Tensor) -> Tensor:
 
 def test_faces_stop_where_the_rule_says(model: RestyleModel, faces: Tensor, rule: StopRule) -> None:
     full = invert(model, faces, steps=rule.max_steps)
-    expected = stopping_step(full, faces, rule)
+    expected = step_of(step_measures(full, faces), rule)
     assert len(expected.unique()) > 1
     result = invert_adaptively(model, faces, rule, batch_size=3)
     assert torch.equal(result.steps_made, expected)
@@ -135,16 +135,6 @@ def test_a_start_is_rendered_once_and_counted(model: RestyleModel, faces: Tensor
     images = first.step_images[:, 0]
     given = invert_adaptively(model, faces, once, batch_size=7, start=start, start_images=images)
     assert given.generator_passes.tolist() == [1] * 7
-
-
-def test_selected_faces_keep_only_their_steps(
-    model: RestyleModel, faces: Tensor, rule: StopRule
-) -> None:
-    result = invert_adaptively(model, faces, rule, batch_size=3)
-    fewest = (result.steps_made == result.steps_made.min()).nonzero()[:, 0]
-    selected = result.select(fewest)
-    assert selected.steps == int(result.steps_made.min()) < result.steps
-    assert torch.equal(selected.w_plus[:, -1], result.w_plus[fewest, -1])
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from pipeline.choices import Device
 from pipeline.inversion import (
     Inversion,
     average_image,
-    bootstrap,
     invert,
     ready_device,
 )
+from pipeline.inversion.methods import Method, Models, find_codes
 from pipeline.models import RestyleModel, load_checkpoint
 
 TOLERANCE = 1e-4  # relative to the largest value; the promise is 1e-3, measured are 2e-6
@@ -145,8 +145,11 @@ def test_all_steps_give_the_official_numbers(reference: Path, variant: str, devi
 def test_bootstrapping_gives_the_official_numbers(reference: Path) -> None:
     portraits = load_checkpoint(seeded_checkpoint(reference, "psp_ffhq"))
     cartoons = load_checkpoint(seeded_checkpoint(reference, "toonify_model2"))
-    parts = bootstrap(portraits, cartoons, targets(reference, portraits), steps=(1, 5))
-    assert_agrees(list(parts), golden(reference, "toonify_bootstrap"), steps=6)
+    images = targets(reference, portraits)
+    first = invert(portraits, images, steps=1)
+    method, models = Method(steps=5, bootstrap_steps=1), Models(cartoons, first=portraits)
+    second = find_codes(method, models, images, ["0", "1"], batch_size=2)
+    assert_agrees([first, second], golden(reference, "toonify_bootstrap"), steps=6)
 
 
 @pytest.mark.parametrize("variant", QUICK + LARGE + NO_GOLDEN)

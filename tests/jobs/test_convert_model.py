@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jobs.convert_model import main
-from pipeline.models import OFFICIAL_TYPES, load_checkpoint, load_model
+from pipeline.choices import OFFICIAL_TYPES
+from pipeline.models import load_checkpoint, load_model
 from tests.models.nvlabs_pickle import network, pickled
 from tests.models.tiny import tiny_checkpoint
 

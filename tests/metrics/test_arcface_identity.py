@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.metrics import identity
 from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace, read_arcface
 from pipeline.metrics.arcface_identity import (
     TEMPLATE,
     ArcFaceIdentity,
     CurricularFaceIdentity,
-    make_identity,
     similarity_to_template,
     warp_faces,
 )
@@ -16,17 +16,22 @@ from tests.metrics.conftest import COPIES, warps
 
 def test_ir_se50_features_of_whole_crops_match(seeded, inputs, identity_golden, golden):
     network = read_arcface(seeded("ir_se50", "ir_se50/"), "seeded")
-    features = make_identity(network, "seeded").embed(inputs).numpy()
+    features = ArcFaceIdentity(network, "seeded").embed(inputs).numpy()
     np.testing.assert_allclose(features, identity_golden["ir_se50_feats"], atol=1e-5)
     cosine = golden["identity"]["ir_se50_cos_sine_astronaut"]
     assert features[0] @ features[1] == pytest.approx(cosine, abs=1e-5)
 
 
-def test_the_network_decides_how_faces_are_cropped():
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [(ArcFaceIRSE50, ArcFaceIdentity), (CurricularFace, CurricularFaceIdentity)],
+)
+def test_the_network_decides_how_faces_are_cropped(monkeypatch, network, kind):
     with torch.device("meta"):
-        fixed, detected = ArcFaceIRSE50(), CurricularFace()
-    assert isinstance(make_identity(fixed, "x"), ArcFaceIdentity)
-    assert isinstance(make_identity(detected, "x"), CurricularFaceIdentity)
+        made = network()
+    monkeypatch.setattr(identity, "read_state", lambda *_: ({}, "0" * 64))
+    monkeypatch.setattr(identity, "read_arcface", lambda *_: made)
+    assert isinstance(identity.load_identity("weights.pth"), kind)
 
 
 @pytest.mark.parametrize("name", [*COPIES, "astro_full512"])

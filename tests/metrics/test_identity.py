@@ -8,7 +8,7 @@ from pipeline.dlib_models import dlib_model
 from pipeline.errors import ModelError
 from pipeline.metrics import MetricEvaluator
 from pipeline.metrics.arcface import ArcFaceIRSE50, CurricularFace
-from pipeline.metrics.arcface_identity import make_identity
+from pipeline.metrics.arcface_identity import ArcFaceIdentity, CurricularFaceIdentity
 from pipeline.metrics.dlib_identity import CHIP_PADDING, WEIGHTS, DlibIdentity
 from pipeline.metrics.dlib_resnet import CHIP, read_dlib_resnet
 from pipeline.metrics.face_child import find_face
@@ -111,8 +111,8 @@ def test_non_finite_images_are_no_missed_faces(people):
 def test_only_curricularface_needs_a_detected_face(people):
     scene = torch.stack([people[0], torch.zeros_like(people[0])])
     torch.manual_seed(0)
-    curricular = make_identity(CurricularFace().eval(), "random").embed(scene)
-    fixed = make_identity(ArcFaceIRSE50().eval(), "random").embed(scene)
+    curricular = CurricularFaceIdentity(CurricularFace().eval(), "random").embed(scene)
+    fixed = ArcFaceIdentity(ArcFaceIRSE50().eval(), "random").embed(scene)
     assert curricular.isnan().all(dim=1).tolist() == [False, True]
     assert fixed.isfinite().all()
     torch.testing.assert_close(curricular[0].norm().item(), 1.0)

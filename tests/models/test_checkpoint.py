@@ -366,7 +366,7 @@ def test_average_latent_among_the_weights_is_used(checkpoint: Checkpoint) -> Non
 def test_missing_average_latent_is_estimated_on_request(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.models.average_latent.CODES", 3000)
+    monkeypatch.setattr("pipeline.models.checkpoint.CODES", 3000)
     for lacking in (_without_average(checkpoint), {**checkpoint, "latent_avg": None}):
         with pytest.raises(ModelError, match="pass --estimate-latent-avg"):
             load_checkpoint(lacking)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.models import PRESETS, load_checkpoint, preset_for, preset_of, treatment_for
+from pipeline.models import PRESETS, load_checkpoint, preset_of, treatment_for
 from pipeline.models.domains import domain_of
 from pipeline.models.official import official_checkpoint
 from tests.models.tiny import tiny_checkpoint
@@ -155,7 +155,7 @@ def test_aligning_faces_for_cars_is_refused() -> None:
 
 def test_unknown_domain_needs_a_setting() -> None:
     unknown = model(None)
-    assert preset_for(unknown).has_faces is None
+    assert preset_of(unknown.domain).has_faces is None
     with pytest.raises(ConfigError, match=r"--prealigned .* or --no-prealigned"):
         treatment_for(unknown)
     assert treatment_for(unknown, prealigned=False).identity == "dlib"

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.errors import ModelError, StorageError
+from pipeline.models.files import check_model_file
 from pipeline.models.state_files import check_entries, read_state
 from tests.storage import cut_off
 
@@ -50,9 +51,12 @@ def test_an_interrupted_download_is_not_reported_as_damage():
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "null\0.pth", "\ud800.pth"])
 def test_a_missing_weight_file_is_named(tmp_path, name):
-    for place in (f"{tmp_path}/{name}", f"file://{tmp_path}/nowhere.pth"):
+    nowhere, undecodable = f"file://{tmp_path}/nowhere.pth", f"file://{tmp_path}/\ud800.pth"
+    for place in (f"{tmp_path}/{name}", nowhere, undecodable):
         with pytest.raises(ModelError, match=r"no MoCo weights at .*\.pth"):
             read_state(place, "MoCo weights")
+        with pytest.raises(ModelError, match=r"no MoCo weights at .*\.pth"):
+            check_model_file(place, "MoCo weights")
 
 
 @pytest.mark.parametrize("content", [b"", pickle.dumps({"layer": [1]}, protocol=2)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.models import Generator, load_checkpoint
-from pipeline.models.stylegan2 import n_styles_of
+from pipeline.models import load_checkpoint
+from pipeline.models.stylegan2 import Generator, n_styles_of
 from pipeline.models.stylegan2_cpu import render_one
 from tests.models.float64_reference import synthesise
 from tests.models.tiny import ALL_LEVELS, filled, tiny_checkpoint
