@@ -49,7 +49,7 @@ from pipeline.interop.exporting import (
     export_codes,
     export_dictionary,
 )
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.hub_files import HUB_OUTPUT, export_hub
 from pipeline.interop.parquet_files import PARQUET_OUTPUT, export_parquet
 from pipeline.interop.row_order import SortBy
@@ -180,8 +180,14 @@ def _export_series(
         width = drawing.width or model.frame_size[1]
         added = 3 * width * width
     names = [args.names, args.form] if kind == "webdataset" else []
-    options = SeriesOptions(args.rows_per_file or SERIES[kind], args.sort_by, added)
-    series = Series.of(selection, options, kind, [shown, *names])
+    series = Series.of(
+        selection,
+        kind,
+        args.rows_per_file or SERIES[kind],
+        sort_by=args.sort_by,
+        pictures=[shown, *names],
+        added_bytes=added,
+    )
     if kind == "parquet":
         return {**export_parquet(series, args.to)}
     if kind == "huggingface":

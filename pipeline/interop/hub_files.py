@@ -83,7 +83,7 @@ def export_hub(series: Series, uri: str, render: Render | None = None) -> dict[s
             "or empty"
         )
     schema = _schema(table, rendered=render is not None)
-    metadata = metadata_of(table, series.plan, {"huggingface": _metadata(schema)})
+    metadata = metadata_of(series, {"huggingface": _metadata(schema)})
     counts = write_files(
         series,
         store,

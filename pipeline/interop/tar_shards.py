@@ -10,7 +10,7 @@
 
 Keys are the names of `NamedSelection`, escaped by `to_sample_key`. The archives are POSIX tar
 without times and owners: the same rows give the same bytes. `_export` beside them has the
-`Plan`, by which an interrupted export is continued.
+plan, by which an interrupted export is continued.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import pyarrow as pa
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import CodeForm, NamedSelection, code_file
 from pipeline.interop.file_names import to_sample_key
-from pipeline.interop.file_series import Plan, Render, Series
+from pipeline.interop.file_series import Render, Series
 from pipeline.interop.parquet_codes import codes_of
 from pipeline.storage import OutputKind, Store
 
@@ -67,7 +67,7 @@ def export_tars(
     """
     selection.refuse_ambiguous(with_suffix=False)
     store, names = Store(uri), series.names("shard", ".tar")
-    existing = _existing(store, names, series.plan)
+    existing = _existing(series, store)
 
     def encode(path: Path, tables: Iterator[pa.Table]) -> None:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -79,22 +79,22 @@ def export_tars(
     return {"written": len(series.positions), "files": len(names), "new_files": written}
 
 
-def _existing(store: Store, names: Sequence[str], plan: Plan) -> set[str]:
-    """Return which shards exist; write the plan, or compare it with the stored one."""
+def _existing(series: Series, store: Store) -> set[str]:
+    """Return the shards that exist; write the plan, or compare it with the stored one."""
     existing = set(store.names("shard-"))
     if existing and not store.exists(PLAN_NAME):
         raise ConfigError(
             f"'{store.root}' holds shards of another program (it has no {PLAN_NAME}): choose a "
             "folder that is new or empty"
         )
-    text = json.dumps(plan.to_dict(), sort_keys=True, indent=1)
+    text = json.dumps(dict(series.plan), sort_keys=True, indent=1)
     if not store.put_if_absent(PLAN_NAME, f"{text}\n".encode()):
         try:
             stored = json.loads(store.get(PLAN_NAME))
         except ValueError as error:
             raise ConfigError(f"'{store.uri(PLAN_NAME)}' is damaged: {error}") from error
-        plan.check(stored, store.uri(PLAN_NAME))
-    return existing & set(names)
+        series.check_plan(stored, store.uri(PLAN_NAME))
+    return existing
 
 
 def sample_files(

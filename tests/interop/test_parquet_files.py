@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import ConfigError, TableError
 from pipeline.interop import row_order
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.lineage import lineage_of, lineage_of_export
 from pipeline.interop.parquet_codes import CodeFile, ParquetCodes
 from pipeline.interop.parquet_files import export_parquet
@@ -50,7 +50,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 def export(table: Table, out: object, rows: int = 100, **options: Any) -> dict[str, int]:
     sort_by = options.pop("sort_by", None)
-    series = Series.of(Selection(table, **options), SeriesOptions(rows, sort_by), "parquet")
+    series = Series.of(Selection(table, **options), "parquet", rows, sort_by=sort_by)
     return export_parquet(series, str(out))
 
 

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.interop.code_files import open_codes
 from pipeline.interop.exporting import NamedSelection, Naming
 from pipeline.interop.file_names import from_sample_key, to_sample_key
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.lineage import lineage_of_export
 from pipeline.interop.tar_shards import PLAN_NAME, Samples, export_tars
 from pipeline.storage import ReadOptions, list_shards, read_samples
@@ -42,7 +42,7 @@ def table(tmp_path: Path) -> Table:
 def export(table: Table, out: Path, naming: Naming = "basename", **form: Any) -> dict[str, int]:
     selection = NamedSelection(table, naming=naming)
     settings = [naming, *map(str, form)]
-    series = Series.of(selection, SeriesOptions(2), "webdataset", settings)
+    series = Series.of(selection, "webdataset", 2, pictures=settings)
     return export_tars(series, selection, str(out), Samples(**form))
 
 
