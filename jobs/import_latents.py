@@ -30,7 +30,8 @@ from pipeline.choices import CodeType, Fit, Icc
 from pipeline.cli import add_count, add_device, add_flags, job_parser, print_result
 from pipeline.config_loading import FaceSearch, ModelFlags, fill_part
 from pipeline.errors import ConfigError, printable
-from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
+from pipeline.interop.code_files import faces_of, open_codes
+from pipeline.interop.codes import CodeFiles
 from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
 from pipeline.metrics.names import check_identity
 from pipeline.models.domains import treatment_for

@@ -8,13 +8,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pipeline.errors import InputError, StorageError
+from pipeline.interop.codes import CodeFiles, digest_of, read_code
 from pipeline.interop.file_names import from_file_name
-from pipeline.interop.named_rows import Origin, ParquetRows, TarRows, digest_of
+from pipeline.interop.named_rows import ParquetRows, TarRows
 from pipeline.interop.pickled_codes import Codes, read_latents
-from pipeline.interop.single_code import read_code
 from pipeline.interop.stacked import STACK_SUFFIXES, open_stack
 from pipeline.storage import Store, canonical_uri
 from pipeline.storage.file_types import is_hidden
@@ -33,36 +33,6 @@ class FaceName(NamedTuple):
     key: str
     face_index: int
     name: str
-
-
-class CodeFiles(Protocol):
-    """Codes by name; `digest` changes when a code does, as far as the storage reports it."""
-
-    uri: str
-    digest: str
-
-    @property
-    def origin(self) -> Origin | None:
-        """Faces that the codes came from, if the files say so."""
-        ...
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all codes."""
-        ...
-
-    @property
-    def has_steps(self) -> bool:
-        """True if codes of every step are stored; otherwise their number is unknown."""
-        ...
-
-    def read(self, name: str) -> Codes:
-        """Return codes float32 [steps, n_styles, 512]; one step if the steps are not stored."""
-        ...
-
-    def uri_of(self, name: str) -> str:
-        """Return the URI of the file with the code."""
-        ...
 
 
 def open_codes(uri: str, names: str | None = None) -> CodeFiles:
@@ -152,35 +122,20 @@ def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
     return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > 5 else "")
 
 
-class _Dictionary:
+class _Dictionary(CodeFiles):
     """Codes of a `latents.npy`, all in memory."""
-
-    origin: Origin | None = None
 
     def __init__(self, uri: str, content: bytes) -> None:
         self.uri, self.digest = uri, hashlib.sha256(content).hexdigest()
-        self._codes = read_latents(content, uri)
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._codes
-
-    @property
-    def has_steps(self) -> bool:
-        return any(len(steps) > 1 for steps in self._codes.values())
+        self.names = self._codes = read_latents(content, uri)
+        self.has_steps = any(len(steps) > 1 for steps in self._codes.values())
 
     def read(self, name: str) -> Codes:
         return self._codes[name]
 
-    def uri_of(self, name: str) -> str:  # noqa: ARG002 - one file has all
-        return self.uri
 
-
-class _Folder:
+class _Folder(CodeFiles):
     """Codes of a folder with one file per code; only names are in memory."""
-
-    has_steps = False
-    origin: Origin | None = None
 
     def __init__(self, uri: str, entries: list[Entry]) -> None:
         self.uri, self._store = uri, Store(uri)
@@ -188,7 +143,7 @@ class _Folder:
         if not chosen:
             suffixes = (*STACK_SUFFIXES, *_MANY)
             raise InputError(f"'{uri}' has no codes: expected {', '.join(suffixes)} files")
-        self._files: dict[str, str] = {}
+        self.names = self._files = dict[str, str]()
         self.digest = digest_of(chosen)
         for entry in chosen:
             name = from_file_name(str(PurePosixPath(entry.name).with_suffix("")))
@@ -196,10 +151,6 @@ class _Folder:
                 pair = {name: (self._files[name], entry.name)}
                 raise InputError(f"several files have the same code name: {listed(pair)}")
             self._files[name] = entry.name
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._files
 
     def read(self, name: str) -> Codes:
         return read_code(self._store.get(self._files[name]), self.uri_of(name))

@@ -134,7 +134,8 @@ class Series:
         }
         if not missing:
             return 0
-        edges, end = [], 0
+        edges: list[int] = []
+        end = 0
         for positions in missing.values():
             start, end = end, end + len(positions)
             edges += range(start, end, self.window)

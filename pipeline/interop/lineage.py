@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop.code_files import FaceName, faces_of
+from pipeline.interop.codes import Origin
 from pipeline.interop.exporting import without_suffix
-from pipeline.interop.named_rows import Origin
 from pipeline.table.reader import open_table
 
 _ROWS = 4096

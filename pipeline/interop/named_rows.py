@@ -1,4 +1,4 @@
-"""Codes of Parquet files and tar archives by name, to be imported; see `code_files.CodeFiles`.
+"""Codes of Parquet files and tar archives by name, to be imported.
 
 Rows of an export carry the image id of their face, and the export the URI of its table: the codes'
 `Origin`. A name is the column `name`, or `<key>#<face>`, or the image id: the first that is unique.
@@ -6,14 +6,13 @@ Rows of an export carry the image id of their face, and the export the URI of it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.interop.codes import CodeFiles, Origin, digest_of, read_code
 from pipeline.interop.file_names import from_sample_key
 from pipeline.interop.parquet_codes import CodeFile
 from pipeline.interop.parquet_files import EXPORT
 from pipeline.interop.pickled_codes import Codes
-from pipeline.interop.single_code import read_code
 from pipeline.storage import Store, one_line
 from pipeline.storage.listing import Entry
 from pipeline.storage.readers.tar import DAMAGE, open_tar
@@ -36,14 +35,6 @@ from pipeline.storage.uris import storage_errors
 _THREADS = 8
 _MAX_FACTS = 16 << 20  # bytes of the JSON of one face
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.(npy|pth|json)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Faces that codes came from: the URI of their table, "" if unknown, and image ids by name."""
-
-    table: str
-    image_ids: Mapping[str, str]
 
 
 def _unique_names(
@@ -67,13 +58,11 @@ def _unique_names(
     )
 
 
-class TarRows:
+class TarRows(CodeFiles):
     """Codes of WebDataset shards: `<key>.npy` or `.pth`, and what `<key>.json` says of the face.
 
     Names and the places of the codes in the archives are in memory.
     """
-
-    has_steps = False
 
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the archives once. Raises `InputError` for damage, and where no codes are."""
@@ -91,15 +80,10 @@ class TarRows:
         keys = _every(facts, "key", str)
         if keys is not None:
             names = _unique_names(uri, image_ids, None, keys, _every(facts, "face_index", int))
-        self._codes = {
+        self.names = self._codes = {
             name: sample.code for name, sample in zip(names, samples.values(), strict=True)
         }
         self.origin = _origin(names, image_ids, [fact.get("table") for fact in facts])
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names in the order of the archives."""
-        return self._codes
 
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for a damaged one."""
@@ -179,22 +163,12 @@ def _origin(
     return Origin(uri, {name: image_id for name, image_id in pairs if image_id})
 
 
-def digest_of(entries: Iterable[Entry]) -> str:
-    """Return a digest that changes with the name, size or etag of any of the files."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.etag}\n".encode(errors="replace"))
-    return digest.hexdigest()
-
-
-class ParquetRows:
+class ParquetRows(CodeFiles):
     """Codes of Parquet files: of an export of this library, or of files that have its columns.
 
     Only names are in memory. Codes that are not stored plain are copied to the local disk first,
     because they are read in the order of their names.
     """
-
-    has_steps = False
 
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the names of all rows. Raises `InputError` for files without codes or names."""
@@ -206,14 +180,9 @@ class ParquetRows:
         image_ids = self._column("image_id")
         columns = [self._column(name) for name in ("name", "key", "face_index")]
         names = _unique_names(uri, image_ids, *columns)
-        self._index = {name: index for index, name in enumerate(names)}
+        self.names = self._index = {name: index for index, name in enumerate(names)}
         tables = [_plan_of(file).get("table") for file in self._files]
         self.origin = _origin(names, image_ids, tables)
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names in the order of the rows."""
-        return self._index
 
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for NaN and infinity."""
