@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,17 +46,14 @@ class NamedSelection(Selection):
 
     naming: Naming = "basename"
 
-    def named_rows(
-        self, columns: str = "", *, with_suffix: bool = False
-    ) -> Iterator[dict[str, Any]]:
+    def named_rows(self, columns: str, *, with_suffix: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the selected faces: `name`, `image_id` and `columns`.
 
         Only one batch is in memory. Raises `ConfigError` before the first row when several faces
         have one name.
         """
         self.refuse_ambiguous(with_suffix)
-        more = f", {columns}" if columns else ""
-        yield from self.rows(f"{self._name(with_suffix)} AS name, image_id{more}")
+        yield from self.rows(f"{self._name(with_suffix)} AS name, image_id, {columns}")
 
     def check_files(self, uri: str, suffix: str, folder: str = "") -> None:
         """Raise `ConfigError` unless every face can have a file below `uri`.
@@ -88,13 +84,6 @@ class NamedSelection(Selection):
                         f"the file of '{row['image_id']}'; choose one of them with --where"
                     )
                 previous, previous_id = path, row["image_id"]
-
-    def counts(self) -> tuple[int, int]:
-        """Return the number of faces and their total number of steps."""
-        totals = self.table.sql(
-            f"SELECT count(*) AS faces, coalesce(sum(steps), 0) AS steps FROM {self.source}"
-        ).iloc[0]
-        return int(totals.faces), int(totals.steps)
 
     def name_of(self, key: str, image_id: str) -> str:
         """Return the name of a face without an image's extension, as `named_rows` gives it."""
@@ -136,8 +125,11 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     """
     table = selection.table
     all_steps = table.spec.columns.all_steps
-    faces, steps = selection.counts()
-    size = (steps if all_steps else faces) * table.spec.columns.n_styles * STYLE_DIM * 4
+    faces = stored = selection.require_rows()
+    if all_steps:
+        query = f"SELECT coalesce(sum(steps), 0) AS steps FROM {selection.source}"
+        stored = int(table.arrow(query)["steps"][0].as_py())
+    size = stored * table.spec.columns.n_styles * STYLE_DIM * 4
     if size > MAX_DICTIONARY_BYTES:
         raise ConfigError(
             f"the codes of {faces:,} faces take {size / 2**30:.1f} GiB, but a latents.npy may "
@@ -148,7 +140,6 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     codes: dict[str, Codes] = {}
     for row in selection.named_rows(column, with_suffix=True):
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
-    selection.refuse_none(len(codes))
     store, name = file_place(uri)
     store.put(name, latents_file(codes))
     return len(codes)
@@ -213,4 +204,5 @@ def code_file(code: Codes, form: CodeForm) -> bytes:
 
 def without_suffix(name: str) -> str:
     """Return `name` without an image extension."""
-    return re.sub(_SUFFIX, "", name, flags=re.IGNORECASE)
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else name

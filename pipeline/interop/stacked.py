@@ -235,8 +235,7 @@ def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
     `<uri without suffix>.names.txt` has one name per row. Returns the number of codes and the
     list's URI. The array is written to the local disk first, so that memory does not grow with it.
     """
-    count, _ = selection.counts()
-    selection.refuse_none(count)
+    count = selection.require_rows()
     n_styles = selection.table.spec.columns.n_styles
     store, name = file_place(uri)
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
