@@ -54,7 +54,7 @@ from pipeline.interop.hub_files import HUB_OUTPUT, export_hub
 from pipeline.interop.parquet_files import PARQUET_OUTPUT, export_parquet
 from pipeline.interop.row_order import SortBy
 from pipeline.interop.stacked import export_stacked
-from pipeline.interop.tar_shards import TAR_OUTPUT, Samples, export_tars
+from pipeline.interop.tar_shards import TAR_OUTPUT, export_tars
 from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
@@ -192,7 +192,7 @@ def _export_series(
         return {**export_parquet(series, args.to)}
     if kind == "huggingface":
         return export_hub(series, args.to, render)
-    return {**export_tars(series, selection, args.to, Samples(args.form, render))}
+    return {**export_tars(series, selection, args.to, args.form, render)}
 
 
 def _drawing(args: argparse.Namespace, selection: NamedSelection) -> tuple[RestyleModel, Drawing]:

@@ -21,7 +21,6 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ _PICTURES = {"aligned_jpeg": "jpg", "reconstruction_jpeg": "reconstruction.jpg"}
 _BESIDE = {"w_plus", "w_plus_per_step", *_PICTURES}  # columns that are not in the JSON
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Form of the samples: the file of a code, and how pictures are rendered, if they are."""
-
-    form: CodeForm = "npy"
-    render: Render | None = None
-
-
 def _is_export(_: Store, names: Sequence[str]) -> bool:
     return all(name == PLAN_NAME or _NAME.fullmatch(name) for name in names)
 
@@ -58,12 +49,16 @@ TAR_OUTPUT = OutputKind("a folder of WebDataset shards of an export", _is_export
 
 
 def export_tars(
-    series: Series, selection: NamedSelection, uri: str, samples: Samples
+    series: Series,
+    selection: NamedSelection,
+    uri: str,
+    form: CodeForm = "npy",
+    render: Render | None = None,
 ) -> dict[str, int]:
     """Write `shard-<number>-of-<count>.tar` below `uri`; return counts for the JSON line.
 
-    Shards of the same export are kept. Raises `ConfigError` for ambiguous names and for shards of
-    another export.
+    `form` is the file of a code; with `render` each code also gets its picture. Shards of the same
+    export are kept. Raises `ConfigError` for ambiguous names and for shards of another export.
     """
     selection.refuse_ambiguous(with_suffix=False)
     store, names = Store(uri), series.names("shard", ".tar")
@@ -72,7 +67,7 @@ def export_tars(
     def encode(path: Path, tables: Iterator[pa.Table]) -> None:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
             for table in tables:
-                for name, content in sample_files(table, selection, samples):
+                for name, content in _sample_files(table, selection, form, render):
                     _add(archive, name, content)
 
     written = series.write(store, names, existing, encode)
@@ -97,12 +92,12 @@ def _existing(series: Series, store: Store) -> set[str]:
     return existing
 
 
-def sample_files(
-    table: pa.Table, selection: NamedSelection, samples: Samples
+def _sample_files(
+    table: pa.Table, selection: NamedSelection, form: CodeForm, render: Render | None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files of the samples of these rows: names in the archive, and contents."""
     codes = codes_of(table["w_plus"], "the table").astype(np.float32)
-    rendered = samples.render(codes) if samples.render else None
+    rendered = render(codes) if render else None
     facts = table.select([name for name in table.column_names if name not in _BESIDE]).to_pylist()
     pictures = {
         suffix: table[column].to_pylist()
@@ -118,7 +113,7 @@ def sample_files(
                 "exclude it with --where"
             )
         files = {suffix: content[index] for suffix, content in pictures.items()}
-        files[CODE_SUFFIXES[samples.form]] = code_file(codes[index], samples.form)
+        files[CODE_SUFFIXES[form]] = code_file(codes[index], form)
         document = {**fact, "table": selection.table.store.root}
         files["json"] = json.dumps(document, default=_as_json, ensure_ascii=False).encode()
         if rendered is not None:

@@ -20,7 +20,7 @@ from pipeline.interop.exporting import NamedSelection, Naming
 from pipeline.interop.file_names import from_sample_key, to_sample_key
 from pipeline.interop.file_series import Series
 from pipeline.interop.lineage import lineage_of_export
-from pipeline.interop.tar_shards import PLAN_NAME, Samples, export_tars
+from pipeline.interop.tar_shards import PLAN_NAME, export_tars
 from pipeline.storage import ReadOptions, list_shards, read_samples
 from pipeline.table import Columns, Table
 from tests.interop.tables import table_of
@@ -43,7 +43,7 @@ def export(table: Table, out: Path, naming: Naming = "basename", **form: Any) ->
     selection = NamedSelection(table, naming=naming)
     settings = [naming, *map(str, form)]
     series = Series.of(selection, "webdataset", 2, pictures=settings)
-    return export_tars(series, selection, str(out), Samples(**form))
+    return export_tars(series, selection, str(out), **form)
 
 
 # webdataset leaves its files to the garbage collector.
