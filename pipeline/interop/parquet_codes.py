@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +37,6 @@ _NUMBER: dict[str, np.dtype[Any]] = {
     "FIXED_LEN_BYTE_ARRAY": np.dtype("<f2"),
     "FLOAT": np.dtype("<f4"),
 }
-
-
-class _Chunk(NamedTuple):
-    """Plain codes of one row group: bytes from `start` on."""
-
-    start: int
-    rows: int
 
 
 class CodeFile:
@@ -116,37 +109,34 @@ class CodeFile:
                 yield codes_of(pa.chunked_array([batch.column(0)]), self.uri)
 
     @cached_property
-    def plain(self) -> list[_Chunk] | None:
-        """Places of the plain codes of each row group; None if they are not stored so."""
+    def plain(self) -> list[int] | None:
+        """First byte of the plain codes of each row group; None if they are not stored so."""
         if self.metadata.get(CODE_PAGES) != "single" or not self.rows:
             return None
         try:
-            chunks = [self._chunk(group) for group in range(self.footer.num_row_groups)]
+            starts = [self._plain_start(group) for group in range(self.footer.num_row_groups)]
         except LookupError:
             return None
         first = next(self.batches(1)).tobytes()
-        return chunks if self._ranges([chunks[0].start], self._code_size) == [first] else None
+        return starts if self._ranges(starts[:1], self._code_size) == [first] else None
 
-    def _chunk(self, group: int) -> _Chunk:
-        """Return the place of a row group's codes; `LookupError` if they are not plain."""
+    def _plain_start(self, group: int) -> int:
+        """Return where a row group's codes begin; `LookupError` if they are not plain."""
         metadata = self.footer.row_group(group)
         column = metadata.column(self._leaves[CODE_PATH])
         is_plain = set(column.encodings) <= {"PLAIN", "RLE"} and not column.has_dictionary_page
-        size = metadata.num_rows * self._code_size
-        if column.compression != "UNCOMPRESSED" or not is_plain:
+        before = column.total_compressed_size - metadata.num_rows * self._code_size
+        if column.compression != "UNCOMPRESSED" or not is_plain or before < 0:
             raise LookupError(CODE_PATH)
-        end = column.data_page_offset + column.total_compressed_size
-        if column.total_compressed_size < size:
-            raise LookupError(CODE_PATH)
-        return _Chunk(end - size, metadata.num_rows)
+        return int(column.data_page_offset + before)
 
     def _plain_codes(
-        self, rows: NDArray[np.int64], chunks: Sequence[_Chunk]
+        self, rows: NDArray[np.int64], group_bytes: Sequence[int]
     ) -> NDArray[np.float32]:
         groups = np.searchsorted(self.group_starts, rows, side="right") - 1
         size = self._code_size
         starts = [
-            chunks[group].start + int(row - self.group_starts[group]) * size
+            group_bytes[group] + int(row - self.group_starts[group]) * size
             for row, group in zip(rows, groups, strict=True)
         ]
         stored = np.frombuffer(b"".join(self._ranges(starts, size)), self._number)
