@@ -119,7 +119,7 @@ def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
     """Return the first entries as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
     first = list(ambiguous.items())[:_LISTED]
     text = "; ".join(f"'{name}' ({', '.join(list(keys)[:4])})" for name, keys in first)
-    return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > 5 else "")
+    return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > _LISTED else "")
 
 
 class _Dictionary(CodeFiles):

@@ -15,7 +15,7 @@ import weakref
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -35,18 +35,8 @@ _BLOCK = 8 << 20
 _MIN_DIGITS = 6
 
 
-class _Rows(Protocol):
-    """Float array [n, n_styles, 512] or [n, 512] on disk."""
-
-    shape: tuple[int, ...]
-
-    def row(self, index: int) -> Codes:
-        """Return one code, float32 [n_styles, 512] or [512]."""
-        ...
-
-
 class _ArrayFile:
-    """Rows of a `.npy` file, read one at a time."""
+    """Rows of a `.npy` file [n, n_styles, 512] or [n, 512], read one at a time."""
 
     def __init__(self, path: Path, source: str) -> None:
         self._file = path.open("rb", buffering=0)
@@ -56,7 +46,7 @@ class _ArrayFile:
         self.shape, self._kind, self._start = header.shape, header.dtype, self._file.tell()
 
     def row(self, index: int) -> Codes:
-        """See `_Rows.row`. Raises `EOFError` if the file has been truncated."""
+        """Return a code, float32 [n_styles, 512] or [512]; `EOFError` if the file was truncated."""
         size = int(np.prod(self.shape[1:])) * self._kind.itemsize
         content = os.pread(self._file.fileno(), size, self._start + index * size)
         if len(content) < size:
@@ -72,7 +62,7 @@ class _TensorFile:
         self.shape = tuple(self._tensor.shape)
 
     def row(self, index: int) -> Codes:
-        """See `_Rows.row`."""
+        """Return a code, float32 [n_styles, 512] or [512]."""
         code: Codes = self._tensor[index].float().numpy()
         return code
 
@@ -80,7 +70,9 @@ class _TensorFile:
 class StackedCodes(CodeFiles):
     """Codes of one file by name, each checked when it is read."""
 
-    def __init__(self, uri: str, rows: _Rows, names: Sequence[str], digest: str) -> None:
+    def __init__(
+        self, uri: str, rows: _ArrayFile | _TensorFile, names: Sequence[str], digest: str
+    ) -> None:
         self.uri, self._rows = uri, rows
         self.names = self._index = {name: index for index, name in enumerate(names)}
         listed = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()
@@ -196,7 +188,7 @@ def _temporary_folder() -> Path:
     return folder
 
 
-def _open_rows(path: Path, source: str) -> _Rows:
+def _open_rows(path: Path, source: str) -> _ArrayFile | _TensorFile:
     if source.endswith(".npz"):
         return _ArrayFile(_unpacked(path, source), source)
     if source.endswith(".npy"):
