@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import without_suffix
 from pipeline.interop.file_series import Render, Series
-from pipeline.interop.parquet_codes import codes_of
 from pipeline.interop.parquet_files import metadata_of, write_files
 from pipeline.storage import OutputKind, Store
 from pipeline.table.card import (
@@ -33,7 +31,7 @@ from pipeline.table.card import (
     signed,
 )
 from pipeline.table.parts import read_footer
-from pipeline.table.reader import Table
+from pipeline.table.reader import Table, as_array
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RENDERED = "reconstruction"  # column of pictures that the model rendered
@@ -138,10 +136,7 @@ def _converted(rows: pa.Table, schema: pa.Schema, render: Render | None) -> pa.T
     columns = []
     for field in schema:
         if field.name == RENDERED and render is not None:
-            contents: Sequence[bytes | None] = render(
-                codes_of(rows["w_plus"], "the table").astype(np.float32)
-            )
-            columns.append(_images(contents, stems, "png"))
+            columns.append(_images(render(as_array(rows["w_plus"])), stems, "png"))
         elif field.type == IMAGE:
             columns.append(_images(rows[field.name].to_pylist(), stems, "jpg"))
         else:

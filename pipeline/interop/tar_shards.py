@@ -24,15 +24,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import CodeForm, NamedSelection, code_file
 from pipeline.interop.file_names import to_sample_key
 from pipeline.interop.file_series import Render, Series
-from pipeline.interop.parquet_codes import codes_of
 from pipeline.storage import OutputKind, Store
+from pipeline.table.reader import as_array
 
 PLAN_NAME = "_export"
 CODE_SUFFIXES: dict[CodeForm, str] = {"npy": "npy", "pt": "pth"}
@@ -96,7 +95,7 @@ def _sample_files(
     table: pa.Table, selection: NamedSelection, form: CodeForm, render: Render | None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files of the samples of these rows: names in the archive, and contents."""
-    codes = codes_of(table["w_plus"], "the table").astype(np.float32)
+    codes = as_array(table["w_plus"])
     rendered = render(codes) if render else None
     facts = table.select([name for name in table.column_names if name not in _BESIDE]).to_pylist()
     pictures = {

@@ -142,15 +142,15 @@ class Targets:
         by_name: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_name[row[name]].append(row)
-        samples = _files(by_name) if is_slice else self._members(shard_id, set(by_name))
+        if is_slice:
+            samples = _files(by_name)
+        else:
+            members = read_samples(self._shard(shard_id), set(by_name), self._options)
+            samples = ((sample.key, sample) for sample in members)
         for name, sample in samples:
             yield from ((row, sample) for row in by_name.pop(name, ()))
             if not by_name:
                 return
-
-    def _members(self, shard_id: str, keys: set[str]) -> Iterator[tuple[str, Sample]]:
-        for sample in read_samples(self._shard(shard_id), keys, self._options):
-            yield sample.key, sample
 
     def _shard(self, shard_id: str) -> Shard:
         """Return the archive of a shard as it is now; rows compare the hashes of its images."""
