@@ -34,6 +34,7 @@ from pipeline.storage.uris import storage_errors
 
 _THREADS = 8
 _MAX_FACTS = 16 << 20  # bytes of the JSON of one face
+_FACTS = ("image_id", "key", "face_index", "table")  # what is kept of it
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.(npy|pth|json)", re.DOTALL)
 
 
@@ -61,7 +62,7 @@ def _unique_names(
 class TarRows(CodeFiles):
     """Codes of WebDataset shards: `<key>.npy` or `.pth`, and what `<key>.json` says of the face.
 
-    Names and the places of the codes in the archives are in memory.
+    Names, image ids and the places of the codes in the archives are in memory.
     """
 
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
@@ -134,7 +135,7 @@ def _read_samples(store: Store, archive: str, samples: dict[str, _Sample]) -> No
 
 
 def _facts(members: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> Mapping[str, Any]:
-    """Return a sample's JSON object; {} for other JSON."""
+    """Return what a sample's JSON object says of its face; {} for other JSON."""
     if member.size > _MAX_FACTS:
         raise InputError(f"'{uri}/{member.name}' has {member.size} bytes, too many for one face")
     file = members.extractfile(member)
@@ -142,7 +143,8 @@ def _facts(members: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> Mappi
         facts = json.loads(file.read()) if file else {}
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{uri}/{member.name}' is not JSON: {one_line(error)}") from error
-    return facts if isinstance(facts, dict) else {}
+    known = facts if isinstance(facts, dict) else {}
+    return {name: known[name] for name in _FACTS if name in known}
 
 
 def _every(facts: Sequence[Mapping[str, Any]], name: str, kind: type) -> list[Any] | None:

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import webdataset
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.exporting import NamedSelection, Naming
+from pipeline.interop.exporting import NamedSelection, Naming, code_file
 from pipeline.interop.file_names import from_sample_key, to_sample_key
 from pipeline.interop.file_series import Series
 from pipeline.interop.lineage import lineage_of_export
@@ -119,6 +120,28 @@ def test_damaged_shards_are_refused_in_one_line(table: Table, tmp_path: Path) ->
         archive.addfile(info, io.BytesIO(json.dumps({}).encode()))
     with pytest.raises(InputError, match=r"has no codes: expected \.npy or \.pth"):
         open_codes(str(shard))
+
+
+def test_json_of_many_samples_is_not_kept_in_memory(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(50):
+            facts = {"image_id": f"s/{number}#0", "caption": "x" * 200_000}
+            for name, content in (
+                (f"{number}.json", json.dumps(facts).encode()),
+                (f"{number}.npy", code_file(code(str(number)), "npy")),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    tracemalloc.start()
+    try:
+        codes = open_codes(str(tmp_path / "a.tar"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+    assert codes.origin is not None
+    assert codes.origin.image_ids["7"] == "s/7#0"
 
 
 @pytest.mark.parametrize("name", [*KEYS, "", "a/", "%", "/x", "a//b", "x.y.z"])
