@@ -48,11 +48,10 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
             _refuse_names(names, f"'{root}' is a folder, whose file names are used")
             return _open_folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
-        if not name.endswith((*STACK_SUFFIXES, *_MANY)):
-            suffixes = (*STACK_SUFFIXES, *_MANY)
+        if not name.endswith(_SUFFIXES):
             raise InputError(
-                f"'{root}' is not a file of codes: expected {', '.join(suffixes[:-1])} or "
-                f"{suffixes[-1]}"
+                f"'{root}' is not a file of codes: expected {', '.join(_SUFFIXES[:-1])} or "
+                f"{_SUFFIXES[-1]}"
             )
         if name.endswith(tuple(_MANY)):
             _refuse_names(names, f"'{root}' has the names of its codes")
@@ -69,6 +68,7 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
 
 # Files of many named codes, by suffix.
 _MANY: dict[str, type[ParquetRows] | type[TarRows]] = {".parquet": ParquetRows, ".tar": TarRows}
+_SUFFIXES = (*STACK_SUFFIXES, *_MANY)
 
 
 def _open_folder(root: str, entries: list[Entry]) -> CodeFiles:
@@ -141,8 +141,7 @@ class _Folder(CodeFiles):
         self.uri, self._store = uri, Store(uri)
         chosen = [entry for entry in entries if entry.name.endswith(STACK_SUFFIXES)]
         if not chosen:
-            suffixes = (*STACK_SUFFIXES, *_MANY)
-            raise InputError(f"'{uri}' has no codes: expected {', '.join(suffixes)} files")
+            raise InputError(f"'{uri}' has no codes: expected {', '.join(_SUFFIXES)} files")
         self.names = self._files = dict[str, str]()
         self.digest = digest_of(chosen)
         for entry in chosen:

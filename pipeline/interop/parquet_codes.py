@@ -240,19 +240,18 @@ def codes_of(column: pa.ChunkedArray, source: str) -> NDArray[Any]:
 
     Raises `InputError` for nulls, other numbers than floats, and codes of several lengths.
     """
-    chunk = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    chunk = column.combine_chunks()
     rows = len(chunk)
     while _is_list(chunk.type):
         if chunk.null_count:
             raise InputError(f"'{source}' has a null in the column w_plus")
-        inner = chunk.flatten()
-        lengths = np.unique(_lengths(chunk))
+        lengths = np.unique(pc.list_value_length(chunk))
         if len(lengths) > 1:
             raise InputError(
                 f"'{source}' has lists of {lengths[0]} and of {lengths[-1]} values in the column "
                 "w_plus, but all codes must have one shape"
             )
-        chunk = inner
+        chunk = chunk.flatten()
     if not pa.types.is_floating(chunk.type) or chunk.null_count:
         what = "a null" if chunk.null_count else f"values of type {chunk.type}, expected floats,"
         raise InputError(f"'{source}' has {what} in the column w_plus")
@@ -269,9 +268,3 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
-
-
-def _lengths(lists: pa.Array) -> NDArray[np.int64]:
-    if pa.types.is_fixed_size_list(lists.type):
-        return np.array([lists.type.list_size], np.int64)
-    return np.asarray(lists.value_lengths(), np.int64)

@@ -56,7 +56,6 @@ def stored_rows(table: Table) -> StoredRows:
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(lambda name: _ids_and_facts(table, name), files))
     ids = pa.chunked_array([ids for ids, _, _ in parts], pa.string()).combine_chunks()
-    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     require_unique(ids, table)
     digest = hashlib.sha256()
     for name, (part, _, facts) in zip(files, parts, strict=True):
@@ -79,7 +78,6 @@ def _ids_and_facts(table: Table, name: str) -> tuple[pa.Array, int, str]:
         parquet = pq.ParquetFile(file)
         metadata = parquet.metadata
         ids = parquet.read(["image_id"])["image_id"].combine_chunks()
-    ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
     groups = range(metadata.num_row_groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
     digest = hashlib.sha256()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -101,7 +101,12 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     per_step = repeat_last(lists, faces.max_steps)[chosen]
     kept = np.where(paired, kept, np.nan)
     per_step = np.where(paired[:, None], per_step, np.nan)
-    return faces.with_metric(METRIC, kept, per_step), truth
+    measured = replace(
+        faces,
+        quality={**faces.quality, METRIC: kept},
+        per_step={**faces.per_step, METRIC: per_step},
+    )
+    return measured, truth
 
 
 def _read_codes(shard: Shard) -> Codes:
