@@ -26,11 +26,18 @@ _MAX_RATIO, _FREE_BYTES = 64, 64 << 20
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Faces that codes came from: the URI of their table, "" if unknown, and image ids by name."""
+class Lineage:
+    """Faces that codes were refined from: image ids of the table at `uri`, "" if unknown."""
 
-    table: str
-    image_ids: Mapping[str, str]
+    uri: str
+    image_ids: Mapping[str, str]  # name of the code -> image id
+    unmatched: int = 0  # codes whose name matches no face, or more than one
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all matches."""
+        lines = "\n".join(f"{name}\0{image}" for name, image in sorted(self.image_ids.items()))
+        return hashlib.sha256(lines.encode(errors="replace")).hexdigest()
 
 
 class CodeFiles(ABC):
@@ -40,7 +47,7 @@ class CodeFiles(ABC):
     digest: str
     names: Iterable[str]
     has_steps = False  # True if codes of every step are stored; otherwise their number is unknown
-    origin: Origin | None = None  # None if the files do not say which faces the codes came from
+    origin: Lineage | None = None  # what the files say of it
 
     @abstractmethod
     def read(self, name: str) -> Codes:

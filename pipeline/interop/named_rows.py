@@ -1,7 +1,8 @@
 """Codes of Parquet files and tar archives by name, to be imported.
 
-Rows of an export carry the image id of their face, and the export the URI of its table: the codes'
-`Origin`. A name is the column `name`, or `<key>#<face>`, or the image id: the first that is unique.
+Rows of an export carry the image id of their face, and the export the URI of its table: the
+codes' `Lineage`. A name is the column `name`, or `<key>#<face>`, or the image id: the first that is
+unique.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.interop.codes import CodeFiles, Origin, digest_of, read_code
+from pipeline.interop.codes import CodeFiles, Lineage, digest_of, read_code
 from pipeline.interop.file_names import from_sample_key
 from pipeline.interop.parquet_codes import CodeFile
 from pipeline.interop.parquet_files import EXPORT
@@ -155,14 +156,14 @@ def _every(facts: Sequence[Mapping[str, Any]], name: str, kind: type) -> list[An
 
 def _origin(
     names: Sequence[str], image_ids: Sequence[str] | None, tables: Sequence[object]
-) -> Origin | None:
+) -> Lineage | None:
     """Return the faces of `names` in their table; None where codes do not name their face."""
     if image_ids is None:
         return None
     uris = {table for table in tables if isinstance(table, str)}
     uri = uris.pop() if len(uris) == 1 else ""
     pairs = zip(names, image_ids, strict=True)
-    return Origin(uri, {name: image_id for name, image_id in pairs if image_id})
+    return Lineage(uri, {name: image_id for name, image_id in pairs if image_id})
 
 
 class ParquetRows(CodeFiles):

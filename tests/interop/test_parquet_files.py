@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, TableError
 from pipeline.interop import row_order
 from pipeline.interop.code_files import open_codes
 from pipeline.interop.file_series import Series
-from pipeline.interop.lineage import lineage_of, lineage_of_export
+from pipeline.interop.lineage import lineage_of
 from pipeline.interop.parquet_codes import CodeFile, ParquetCodes
 from pipeline.interop.parquet_files import export_parquet
 from pipeline.storage import Store
@@ -171,7 +171,7 @@ def test_an_id_twice_in_the_table_is_refused(tmp_path: Path) -> None:
 def test_codes_come_back_with_their_faces(table: Table, tmp_path: Path) -> None:
     export(table, tmp_path / "out", where="l2 < 0.2")
     codes = open_codes(str(tmp_path / "out"))
-    lineage = lineage_of_export(codes.origin)
+    lineage = codes.origin
     assert lineage is not None
     assert lineage.uri == table.store.root
     names = list(codes.names)
@@ -191,8 +191,9 @@ def test_files_of_other_writers_are_read_by_their_columns(table: Table, tmp_path
     )
     codes = open_codes(edited)
     assert CodeFile(Store(str(tmp_path)), "edited.parquet").plain is None
-    assert lineage_of_export(codes.origin) is None, "it does not name its table"
-    lineage = lineage_of(codes.names, table.store.root, codes.origin and codes.origin.image_ids)
+    assert codes.origin is not None
+    assert not codes.origin.uri, "it does not name its table"
+    lineage = lineage_of(codes.names, table.store.root, codes.origin.image_ids)
     assert (len(lineage.image_ids), lineage.unmatched) == (len(list(codes.names)), 0)
     for name in list(codes.names)[::9]:
         np.testing.assert_array_equal(codes.read(name)[0], table.w_plus([name])[0])

@@ -20,7 +20,6 @@ from pipeline.interop.code_files import open_codes
 from pipeline.interop.exporting import NamedSelection, Naming, code_file
 from pipeline.interop.file_names import from_sample_key, to_sample_key
 from pipeline.interop.file_series import Series
-from pipeline.interop.lineage import lineage_of_export
 from pipeline.interop.tar_shards import PLAN_NAME, export_tars
 from pipeline.storage import ReadOptions, list_shards, read_samples
 from pipeline.table import Columns, Table
@@ -87,7 +86,7 @@ def test_codes_of_shards_come_back_with_their_faces(table: Table, tmp_path: Path
         content = io.BytesIO(archive.extractfile("1.pth").read())  # type: ignore[union-attr]
     assert torch.load(content, weights_only=True).dtype == torch.float32
     codes = open_codes(str(tmp_path / "out"))
-    lineage = lineage_of_export(codes.origin)
+    lineage = codes.origin
     assert lineage is not None
     assert lineage.image_ids == {f"{key}#0": f"s-0/{key}#0" for key in KEYS}
     for key in KEYS:
