@@ -85,8 +85,8 @@ def write_edited_images(
     """
     folders = [folder_name(edits, setting) for setting in range(len(edits.settings))]
     longest = max(folders, key=lambda name: len(name.encode()))
-    selection.check_files(uri, ".png", f"{longest}/")
-    return put_files(uri, _edited_files(selection, model, edits, folders, drawing), selection)
+    files = _edited_files(selection, model, edits, folders, drawing)
+    return put_files(selection, uri, files, ".png", f"{longest}/")
 
 
 def folder_name(edits: Edits, setting: int) -> str:

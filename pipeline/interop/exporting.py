@@ -154,16 +154,23 @@ def export_codes(selection: NamedSelection, uri: str, form: CodeForm = "npy") ->
         (f"{to_file_name(row['name'])}.{form}", code_file(row["w_plus"], form))
         for row in selection.named_rows("w_plus")
     )
-    selection.check_files(uri, f".{form}")
-    return put_files(uri, files, selection)
+    return put_files(selection, uri, files, f".{form}")
 
 
-def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: NamedSelection) -> int:
+def put_files(
+    selection: NamedSelection,
+    uri: str,
+    files: Iterator[tuple[str, bytes]],
+    suffix: str,
+    folder: str = "",
+) -> int:
     """Write (name, content) pairs below `uri`; return their number.
 
-    An existing file with the same content is kept. Raises `ConfigError` for one with other content
-    and when there are no pairs. Call `NamedSelection.check_files` first.
+    Names are `<folder><name of a face><suffix>`, where `folder` is the longest one. An existing
+    file with the same content is kept. Raises `ConfigError` for one with other content, when there
+    are no pairs, and before the first one for what `check_files` refuses.
     """
+    selection.check_files(uri, suffix, folder)
     store, count = Store(uri), 0
     with ThreadPoolExecutor(_PUTS) as pool:
         while group := list(itertools.islice(files, 4 * _PUTS)):

@@ -119,8 +119,8 @@ class Series:
         names: Sequence[str],
         existing: set[str],
         encode: Callable[[Path, Iterator[pa.Table]], None],
-    ) -> int:
-        """Write the files that do not exist; return their number.
+    ) -> dict[str, int]:
+        """Write the files that do not exist; return counts for the JSON line.
 
         `encode` writes the rows of one file to a local path. Memory does not grow with the number
         of rows; the local disk holds one file, and in an order that mixes the table's files one
@@ -132,8 +132,9 @@ class Series:
             for number, name in enumerate(names)
             if name not in existing
         }
+        counts = {"written": len(self.positions), "files": len(names), "new_files": len(missing)}
         if not missing:
-            return 0
+            return counts
         edges: list[int] = []
         end = 0
         for positions in missing.values():
@@ -149,4 +150,4 @@ class Series:
                 encode(path, itertools.islice(tables, -(-len(positions) // self.window)))
                 store.put_if_absent(name, path)
                 path.unlink()
-        return len(missing)
+        return counts

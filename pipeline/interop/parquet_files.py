@@ -62,8 +62,7 @@ def write_files(
                 converted = convert(table) if convert else table
                 writer.write_table(converted.cast(schema), row_group_size=ROW_GROUP)
 
-    written = series.write(store, names, existing, encode)
-    return {"written": len(series.positions), "files": len(names), "new_files": written}
+    return series.write(store, names, existing, encode)
 
 
 def _check_files(series: Series, store: Store, folder: str) -> set[str]:

@@ -69,8 +69,7 @@ def export_tars(
                 for name, content in _sample_files(table, selection, form, render):
                     _add(archive, name, content)
 
-    written = series.write(store, names, existing, encode)
-    return {"written": len(series.positions), "files": len(names), "new_files": written}
+    return series.write(store, names, existing, encode)
 
 
 def _existing(series: Series, store: Store) -> set[str]:
