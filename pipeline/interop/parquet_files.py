@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _check_files(series: Series, store: Store, folder: str) -> set[str]:
     return existing
 
 
-def metadata_of(series: Series, more: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata_of(series: Series) -> dict[str, str]:
     """Return the file metadata: the table's facts, metric definitions and the plan."""
     spec = series.rows.table.spec
     facts: dict[str, Any] = {
@@ -92,8 +92,7 @@ def metadata_of(series: Series, more: Mapping[str, str] | None = None) -> dict[s
         EXPORT: dict(series.plan),
         CODE_PAGES: "single",
     }
-    own = {_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
-    return own | dict(more or {})
+    return {_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
 
 
 def _writer(path: Path, schema: pa.Schema, series: Series) -> pq.ParquetWriter:

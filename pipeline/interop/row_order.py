@@ -78,13 +78,17 @@ def _ids_and_facts(table: Table, name: str) -> tuple[pa.Array, int, str]:
         parquet = pq.ParquetFile(file)
         metadata = parquet.metadata
         ids = parquet.read(["image_id"])["image_id"].combine_chunks()
-    groups = range(metadata.num_row_groups)
-    size = sum(metadata.row_group(group).total_byte_size for group in groups)
     digest = hashlib.sha256()
     for key, value in sorted((metadata.metadata or {}).items()):
         digest.update(key + b"\0" + value + b"\n")
     digest.update("\n".join(ids.to_pylist()).encode())
-    return ids, size, digest.hexdigest()
+    return ids, page_bytes(metadata), digest.hexdigest()
+
+
+def page_bytes(footer: pq.FileMetaData) -> int:
+    """Return the bytes of a file's uncompressed pages."""
+    groups = range(footer.num_row_groups)
+    return sum(footer.row_group(group).total_byte_size for group in groups)
 
 
 def positions_of(selection: Selection, rows: StoredRows, sort_by: SortBy | None) -> Positions:
