@@ -6,12 +6,13 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from pipeline.errors import InputError, StorageError
 from pipeline.interop.codes import CodeFiles, digest_of, read_code
+from pipeline.interop.exporting import listed
 from pipeline.interop.file_names import from_file_name
 from pipeline.interop.named_rows import ParquetRows, TarRows
 from pipeline.interop.pickled_codes import Codes, read_latents
@@ -24,7 +25,6 @@ from pipeline.storage.uris import filesystem, join
 from pipeline.table.spec import SPEC_NAME
 
 _FACE = re.compile(r"(.*)#(\d{1,6})", re.DOTALL)
-_LISTED = 5
 
 
 class FaceName(NamedTuple):
@@ -113,13 +113,6 @@ def faces_of(names: Iterable[str]) -> list[tuple[str, list[FaceName]]]:
     if duplicates:
         raise InputError(f"several names mean the same face: {listed(duplicates)}; rename them")
     return sorted(by_key.items())
-
-
-def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
-    """Return the first entries as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
-    first = list(ambiguous.items())[:_LISTED]
-    text = "; ".join(f"'{name}' ({', '.join(list(keys)[:4])})" for name, keys in first)
-    return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > _LISTED else "")
 
 
 class _Dictionary(CodeFiles):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,22 +99,17 @@ class NamedSelection(Selection):
         """Raise `ConfigError`, with the list, when several faces have one name."""
         if self.naming == "id":
             return
-        shared = self.table.sql(
+        rows = self.table.arrow(
             f"SELECT name, list(image_id ORDER BY image_id) AS ids FROM "
             f"(SELECT {self._name(with_suffix)} AS name, image_id FROM {self.source}) "
             f"GROUP BY name HAVING count(*) > 1 ORDER BY name"
-        )
-        if shared.empty:
-            return
-        listed = "; ".join(
-            f"'{row.name}' ({', '.join(map(str, row.ids[:3]))}{', ...' * (len(row.ids) > 3)})"
-            for row in shared.head(_LISTED).itertuples(index=False)
-        )
-        more = f"; and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
-        raise ConfigError(
-            f"{len(shared)} names are shared by several faces: {listed}{more}; name files by id "
-            "with --names id, or choose faces with --where"
-        )
+        ).to_pylist()
+        if rows:
+            raise ConfigError(
+                f"{len(rows)} names are shared by several faces: "
+                f"{listed({row['name']: row['ids'] for row in rows})}; name files by id with "
+                "--names id, or choose faces with --where"
+            )
 
 
 def export_dictionary(selection: NamedSelection, uri: str) -> int:
@@ -213,3 +208,13 @@ def without_suffix(name: str) -> str:
     """Return `name` without an image extension."""
     stem, dot, suffix = name.rpartition(".")
     return stem if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def listed(ambiguous: Mapping[str, Sequence[str]]) -> str:
+    """Return the first names and what they mean as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
+    first = list(ambiguous.items())[:_LISTED]
+    text = "; ".join(
+        f"'{name}' ({', '.join(meanings[:3])}{', ...' * (len(meanings) > 3)})"
+        for name, meanings in first
+    )
+    return text + (f"; and {len(ambiguous) - _LISTED} more" if len(ambiguous) > _LISTED else "")

@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
 from pipeline.errors import InputError
 from pipeline.images import Rejection, decode
-from pipeline.interop.code_files import FaceName, listed
-from pipeline.interop.exporting import without_suffix
+from pipeline.interop.code_files import FaceName
+from pipeline.interop.exporting import listed, without_suffix
 from pipeline.interop.file_names import to_file_name
 from pipeline.interop.pickled_codes import Codes
 from pipeline.inversion.render import pooled, render_each
