@@ -180,6 +180,8 @@ class ParquetRows(CodeFiles):
         with ThreadPoolExecutor(_THREADS) as pool:
             self._files = list(pool.map(lambda entry: CodeFile(store, entry.name), entries))
         self._starts = np.concatenate([[0], np.cumsum([file.rows for file in self._files])])
+        if not self._starts[-1]:
+            raise InputError(f"'{uri}' has no codes: its Parquet files have no rows")
         image_ids = self._column("image_id")
         columns = [self._column(name) for name in ("name", "key", "face_index")]
         names = _unique_names(uri, image_ids, *columns)

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop import row_order
 from pipeline.interop.code_files import open_codes
 from pipeline.interop.file_series import Series
@@ -197,6 +197,13 @@ def test_files_of_other_writers_are_read_by_their_columns(table: Table, tmp_path
     assert (len(lineage.image_ids), lineage.unmatched) == (len(list(codes.names)), 0)
     for name in list(codes.names)[::9]:
         np.testing.assert_array_equal(codes.read(name)[0], table.w_plus([name])[0])
+
+
+def test_files_without_rows_are_refused(table: Table, tmp_path: Path) -> None:
+    empty = table.spec.columns.latents_schema().empty_table()
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="has no codes: its Parquet files have no rows"):
+        open_codes(str(tmp_path))
 
 
 def test_an_export_to_a_bucket_is_read_by_ranges(table: Table, s3: Bucket) -> None:
