@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
@@ -44,7 +45,7 @@ def _unique_names(
     image_ids: Sequence[str] | None,  # one value per row, None without this column; as the others
     names: Sequence[str] | None,
     keys: Sequence[str] | None,
-    faces: Sequence[int] | None,
+    faces: Sequence[object] | None,
 ) -> list[str]:
     """Return the name of each row. Raises `InputError` without a column of unique names."""
     numbers = [0] * len(keys or ()) if faces is None else faces
@@ -209,15 +210,27 @@ class ParquetRows(CodeFiles):
         return self._files[index].uri
 
     def _column(self, name: str) -> list[Any] | None:
+        """Return a column of all files as texts; None if a file does not have it."""
         if any(name not in file.schema.names for file in self._files):
             return None
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda file: file.column(name).to_pylist(), self._files)
+            read = pool.map(lambda file: _texts(file, name), self._files)
             return [value for values in read for value in values]
 
     @cached_property
     def _spools(self) -> dict[int, _Spool]:
         return {index: _Spool(file) for index, file in enumerate(self._files) if file.plain is None}
+
+
+def _texts(file: CodeFile, name: str) -> list[Any]:
+    column = file.column(name)
+    try:
+        texts: list[Any] = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(
+            f"'{file.uri}' has a column {name} of type {column.type}, expected text"
+        ) from error
+    return texts
 
 
 class _Spool:

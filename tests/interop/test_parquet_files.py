@@ -10,12 +10,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop import row_order
-from pipeline.interop.code_files import open_codes
+from pipeline.interop.code_files import faces_of, open_codes
 from pipeline.interop.file_series import Series
 from pipeline.interop.lineage import lineage_of
 from pipeline.interop.parquet_codes import CodeFile, ParquetCodes
@@ -197,6 +198,15 @@ def test_files_of_other_writers_are_read_by_their_columns(table: Table, tmp_path
     assert (len(lineage.image_ids), lineage.unmatched) == (len(list(codes.names)), 0)
     for name in list(codes.names)[::9]:
         np.testing.assert_array_equal(codes.read(name)[0], table.w_plus([name])[0])
+
+
+def test_columns_of_numbers_name_codes_and_lists_do_not(tmp_path: Path) -> None:
+    codes = pa.array([code("a").tolist()], pa.list_(pa.list_(pa.float16())))
+    pq.write_table(pa.table({"name": [7], "w_plus": codes}), tmp_path / "a.parquet")
+    assert [key for key, _ in faces_of(open_codes(str(tmp_path)).names)] == ["7"]
+    pq.write_table(pa.table({"key": [["7"]], "w_plus": codes}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="column key of type list<element: string>, expected text"):
+        open_codes(str(tmp_path))
 
 
 def test_files_without_rows_are_refused(table: Table, tmp_path: Path) -> None:
