@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +14,7 @@ from pipeline.choices import (
     BestStepBy,
     CodeType,
     Device,
+    EncoderType,
     Faces,
     Fit,
     Icc,
@@ -27,9 +28,6 @@ from pipeline.config_loading import (
     IMAGE_FIELD_MEANING,
     CheckBelow,
     CoarseSide,
-    DomainSetting,
-    EncoderTypeSetting,
-    EstimateLatentAvg,
     ImageField,
     SearchPixels,
     TurnsSetting,
@@ -41,6 +39,8 @@ from pipeline.errors import printable
 from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
+# Settings of a model, for facts that its file may lack.
+MODEL_SETTINGS = ("domain", "encoder_type", "estimate_latent_avg")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
 
@@ -63,9 +63,20 @@ class JobConfig(BaseModel):
     )
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
+    domain: str | None = Field(
+        None,
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: the domain in the model's file)",
+    )
+    encoder_type: EncoderType | None = Field(
+        None, description="encoder type of a checkpoint whose options name none"
+    )
+    estimate_latent_avg: bool = Field(
+        False,
+        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
+        "z codes",
+    )
     method: MethodName = Field("restyle", description="how codes are computed")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,
@@ -315,3 +326,11 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     config = fill(JobConfig, file, flags)
     check_uris(config, ("input", "output", "target", "model", "identity", "bootstrap", "init"))
     return config
+
+
+def fill_part(names: Iterable[str], flags: Mapping[str, Any]) -> JobConfig:
+    """Return the settings `names` among the flags of a job that takes only some; raises as `fill`.
+
+    The input and output of the config are empty.
+    """
+    return fill(JobConfig, None, {"input": "", "output": "", **{n: flags[n] for n in names}})

@@ -6,18 +6,13 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from pipeline.choices import (
-    CHECK_BELOW,
-    COARSE_SIDE,
     MOST_SEARCH_PIXELS,
-    SEARCH_PIXELS,
-    EncoderType,
     Turns,
 )
 from pipeline.errors import ConfigError, InputError, StorageError
@@ -62,47 +57,6 @@ CoarseSide = Annotated[
 ]
 
 
-DomainSetting = Annotated[
-    str | None,
-    Field(
-        min_length=1,
-        description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: the domain in the model's file)",
-    ),
-]
-EncoderTypeSetting = Annotated[
-    EncoderType | None, Field(description="encoder type of a checkpoint whose options name none")
-]
-EstimateLatentAvg = Annotated[
-    bool,
-    Field(
-        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
-        "z codes"
-    ),
-]
-
-
-class ModelFlags(BaseModel):
-    """Properties that a model's file may lack, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
-
-
-class FaceSearch(BaseModel):
-    """Settings of face detection, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
-
-
 def _image_fields(text: str) -> str:
     """Return webdataset's field names with commas between: `jpg,png` for `jpg;png`."""
     fields = [name.strip(".") for name in re.split(r"[,;|\s]+", text.lower())]
@@ -120,13 +74,6 @@ IMAGE_FIELD_MEANING = (
 IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
 
 
-class ConfigFile(NamedTuple):
-    """Settings of a YAML file, and the line of each."""
-
-    settings: dict[str, Any]
-    lines: dict[Any, int]
-
-
 # Maps a setting's name to its location in messages.
 _Locator = Callable[[str], str]
 
@@ -137,21 +84,20 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     Raises `ConfigError` that names every unknown, missing or invalid setting, by its flag or by the
     line of the file that it comes from.
     """
-    settings, lines = read_config_file(file) if file else ConfigFile({}, {})
+    settings, lines = read_config_file(file) if file else ({}, {})
     given = {name: value for name, value in flags.items() if value is not None}
     settings = settings | given
-    of_file = {name: line for name, line in lines.items() if name not in given}
-    place = partial(_place, file, of_file)
+
+    def place(name: str) -> str:
+        """Return where a setting was given: its flag, or `run.yaml:7: name`."""
+        of_file = name in lines and name not in given
+        return f"{file}:{lines[name]}: {name}" if of_file else flag_of(name)
+
     _refuse_booleans(kind, settings, place)
     try:
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, place)) from None
-
-
-def fill_part(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
-    """Return the settings of `kind` among the flags of a job; raises as `fill` does."""
-    return fill(kind, None, {name: flags[name] for name in kind.model_fields})
 
 
 def flag_of(name: str) -> str:
@@ -174,11 +120,6 @@ def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
             raise InputError(f"{flag_of(name)}: {error}") from None
 
 
-def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
-    """Return where a setting was given: its flag, or `run.yaml:7: name`."""
-    return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
-
-
 def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _Locator) -> None:
     """Raise `ConfigError` for `yes` in place of a number, which pydantic would read as 1."""
     for name, value in settings.items():
@@ -190,8 +131,8 @@ def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _
             )
 
 
-def read_config_file(uri: str) -> ConfigFile:
-    """Read the YAML file at `uri` (any fsspec URI); an empty one has no settings.
+def read_config_file(uri: str) -> tuple[dict[str, Any], dict[Any, int]]:
+    """Return the settings of the YAML file `uri` (any fsspec URI; may be empty), and their lines.
 
     Raises `ConfigError` if the file is missing or not a mapping, `InputError` for a URI with
     credentials, and `StorageError` if it cannot be read.
@@ -210,12 +151,12 @@ def read_config_file(uri: str) -> ConfigFile:
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
-        return ConfigFile({}, {})
+        return {}, {}
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     names = [key for key, _ in node.value]
     _refuse_names_that_are_not_text(uri, names)
-    return ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+    return settings, {name.value: name.start_mark.line + 1 for name in names}
 
 
 def _refuse_names_that_are_not_text(uri: str, names: Iterable[yaml.Node]) -> None:

@@ -148,7 +148,6 @@ def main(argv: list[str]) -> int:
         direction = Direction(
             name,
             row.astype(np.float32)[None],
-            source="pipeline.demo.directions",
             w_space=w_space_of(model),
             facts={**facts, "licence": LICENCE},
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.editing.direction_fit import (
@@ -191,6 +193,7 @@ def test_a_file_of_labels_is_matched_by_key(labels: Make, tmp_path: Path) -> Non
         ("name,smile\na,1\n", "has no column 'image_id'"),
         ("key,smile\na,1\na,2\n", "'a' has two labels"),
         ("key,smile\na,\n", "has no labels"),
+        ("key,smile,smile\na,1,2\n", "has two columns 'smile'"),
         ("key,smile\na,1,2\n", "not a CSV or .parquet file, or damaged"),
     ],
 )
@@ -198,6 +201,14 @@ def test_a_wrong_file_of_labels_is_refused(tmp_path: Path, content: str, said: s
     path = tmp_path / "labels.csv"
     path.write_text(content)
     with pytest.raises(InputError, match=said):
+        read_labels(str(path), "smile")
+
+
+@pytest.mark.parametrize("keys", [[[1], [2]], [b"\xff", b"b"]])
+def test_keys_that_are_no_texts_are_refused(tmp_path: Path, keys: list[Any]) -> None:
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"key": keys, "smile": [1.0, 2.0]}), path)
+    with pytest.raises(InputError, match=r"not a CSV .* or damaged \((Unsupp|Invalid)"):
         read_labels(str(path), "smile")
 
 
@@ -231,7 +242,7 @@ def test_logistic_needs_two_classes_in_w(labels: Make) -> None:
 
 def test_moments_of_parts_add_up() -> None:
     codes, y = DRAWS.standard_normal((20, 2, 512)), DRAWS.standard_normal(20)
-    whole, first, second = (Moments(2, with_products=True) for _ in range(3))
+    whole, first, second = (Moments.zero(2, with_products=True) for _ in range(3))
     whole.add(codes, y)
     first.add(codes[:7], y[:7])
     second.add(codes[7:], y[7:])
