@@ -31,7 +31,7 @@ from pipeline.metrics.latent_stats import w_avg_distance, w_plus_variance
 from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import Shard, arrow_type
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.local_run import LocalRun
 from pipeline.table.parts import LATENTS, PartRecord, part_name
@@ -39,8 +39,8 @@ from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunRecord
-from pipeline.table.schema import Columns
-from pipeline.table.selection import Selection, codes_of
+from pipeline.table.schema import Columns, codes_of
+from pipeline.table.selection import Selection
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec
 from pipeline.table.statements import condition
@@ -88,8 +88,8 @@ class TableEdit:
         with LocalRun(writer, record) as run:
             self._write(writer, sources, run)
             table = open_table(root)
-            if write_card(table) is None:
-                self.notes.append(kept_readme(table))
+            if note := write_card(table):
+                self.notes.append(note)
             counts: dict[str, Any] = table.verify(checksums=False)
             run.file.facts["edited"] = counts
         return counts
@@ -323,10 +323,9 @@ class _Reader:
         where = ""
         if source.ids is None and self._where:
             where = f" WHERE {condition(self._where, one_row=True)}"
-        relation = self._connection.sql(f"SELECT image_id, w_plus, {columns} FROM latents{where}")
         ids = pa.array(source.ids or (), pa.string())
         waiting: list[pa.RecordBatch] = []
-        for batch in relation.to_arrow_reader(rows):
+        for batch in self._batches(f"SELECT image_id, w_plus, {columns} FROM latents{where}", rows):
             if source.ids is not None:
                 batch = batch.filter(pc.is_in(batch["image_id"], value_set=ids))
             waiting.append(batch)
@@ -336,6 +335,10 @@ class _Reader:
                 waiting = whole.slice(rows).to_batches()
         if any(each.num_rows for each in waiting):
             yield self._rows(pa.Table.from_batches(waiting))
+
+    def _batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with self._files.failure_named("the query"):
+            yield from self._connection.sql(query).to_arrow_reader(rows)
 
     def _rows(self, table: pa.Table) -> _Rows:
         (batch,) = table.combine_chunks().to_batches()

@@ -27,7 +27,8 @@ from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import Store, canonical_uri
-from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
+from pipeline.table import Columns, TableSpec, open_initial_table
+from pipeline.table.initial_codes import check_condition
 from pipeline.table.schema import IDENTITY
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
 

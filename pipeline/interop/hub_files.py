@@ -31,7 +31,8 @@ from pipeline.table.card import (
     signed,
 )
 from pipeline.table.parts import read_footer
-from pipeline.table.reader import Table, as_array
+from pipeline.table.reader import Table
+from pipeline.table.schema import codes_of
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RENDERED = "reconstruction"  # column of pictures that the model rendered
@@ -112,7 +113,7 @@ def _converted(rows: pa.Table, schema: pa.Schema, render: Render | None) -> pa.T
     columns = []
     for field in schema:
         if field.name == RENDERED and render is not None:
-            columns.append(_images(render(as_array(rows["w_plus"])), stems, "png"))
+            columns.append(_images(render(codes_of(rows["w_plus"])), stems, "png"))
         elif field.type == IMAGE:
             columns.append(_images(rows[field.name].to_pylist(), stems, "jpg"))
         else:

@@ -31,7 +31,7 @@ from pipeline.interop.exporting import CodeForm, NamedSelection, code_file
 from pipeline.interop.file_names import to_sample_key
 from pipeline.interop.file_series import Render, Series
 from pipeline.storage import OutputKind, Store
-from pipeline.table.reader import as_array
+from pipeline.table.schema import codes_of
 
 PLAN_NAME = "_export"
 CODE_SUFFIXES: dict[CodeForm, str] = {"npy": "npy", "pt": "pth"}
@@ -94,7 +94,7 @@ def _sample_files(
     table: pa.Table, selection: NamedSelection, form: CodeForm, render: Render | None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files of the samples of these rows: names in the archive, and contents."""
-    codes = as_array(table["w_plus"])
+    codes = codes_of(table["w_plus"])
     rendered = render(codes) if render else None
     facts = table.select([name for name in table.column_names if name not in _BESIDE]).to_pylist()
     pictures = {

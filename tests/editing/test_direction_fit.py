@@ -24,7 +24,7 @@ from pipeline.editing.labels import FOLDS, Labels, fold_of, read_labels
 from pipeline.errors import ConfigError, InputError, RequestError
 from pipeline.table import open_table
 from pipeline.table.selection import Selection
-from tests.table.rows import N_STYLES, face_row, shard, writer
+from tests.table.rows import N_STYLES, face_row, shard, state_of, writer
 
 FACES = 400
 DRAWS = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     table, source = writer(root, part_size=FACES), shard()
     table.write_part(source, 0, samples=FACES, latents=rows, rejects=[])
-    table.commit_shard(source, table.state(source).parts.values())
+    table.commit_shard(source, state_of(table, source).parts.values())
     return root
 
 
@@ -139,7 +139,7 @@ def test_equal_codes_are_refused(tmp_path: Path, method: str) -> None:
     ]
     table, source = writer(tmp_path / "table", part_size=30), shard()
     table.write_part(source, 0, samples=30, latents=rows, rejects=[])
-    table.commit_shard(source, table.state(source).parts.values())
+    table.commit_shard(source, state_of(table, source).parts.values())
     selection = Selection(open_table(str(tmp_path / "table")))
     with pytest.raises(RequestError, match="the codes of the 30 faces are equal"):
         fitted(Labels(selection, column="yaw > 14"), method=method)
