@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError
 from pipeline.interop.codes import CodeFiles, digest_of, read_code
 from pipeline.interop.exporting import listed
 from pipeline.interop.file_names import from_file_name
@@ -60,10 +60,8 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
             _refuse_names(names, f"'{root}' is a dictionary that contains the names")
             return _Dictionary(root, Store(folder).get(name))
         return open_stack(root, names) or _Folder(folder, [file_entry(root)])
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"'{root}' does not exist") from error
-        raise
+    except MissingError as error:
+        raise InputError(f"'{root}' does not exist") from error
 
 
 # Files of many named codes, by suffix.

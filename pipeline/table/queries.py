@@ -146,7 +146,7 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 
     def _fetch(self, name: str, start: int, end: int) -> bytes:
         with self._keep_failure():
-            content = self.store.get_range(name, start, end)
+            content = self.store.get(name, start, end)
         self.bytes_read += len(content)
         return content
 
