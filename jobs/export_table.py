@@ -56,12 +56,12 @@ from pipeline.interop.exporting import (
     export_codes,
     export_dictionary,
 )
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.hub_files import HUB_OUTPUT, export_hub
 from pipeline.interop.parquet_files import PARQUET_OUTPUT, export_parquet
 from pipeline.interop.row_order import SortBy
 from pipeline.interop.stacked import export_stacked
-from pipeline.interop.tar_shards import TAR_OUTPUT, Samples, export_tars
+from pipeline.interop.tar_shards import TAR_OUTPUT, export_tars
 from pipeline.storage import check_outside
 from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
@@ -187,13 +187,19 @@ def _export_series(
         width = drawing.width or model.frame_size[1]
         added = 3 * width * width
     names = [args.names, args.form] if kind == "webdataset" else []
-    options = SeriesOptions(args.rows_per_file or SERIES[kind], args.sort_by, added)
-    series = Series.of(selection, options, kind, [shown, *names])
+    series = Series.of(
+        selection,
+        kind,
+        args.rows_per_file or SERIES[kind],
+        sort_by=args.sort_by,
+        pictures=[shown, *names],
+        added_bytes=added,
+    )
     if kind == "parquet":
         return {**export_parquet(series, args.to)}
     if kind == "huggingface":
         return export_hub(series, args.to, render)
-    return {**export_tars(series, selection, args.to, Samples(args.form, render))}
+    return {**export_tars(series, selection, args.to, args.form, render)}
 
 
 def _drawing(args: argparse.Namespace, selection: NamedSelection) -> tuple[RestyleModel, Drawing]:

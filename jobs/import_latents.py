@@ -31,8 +31,9 @@ from pipeline.cli import add_count, add_device, add_flags, job_parser, print_res
 from pipeline.config import MODEL_SETTINGS, JobConfig, fill_part
 from pipeline.config_loading import flag_of
 from pipeline.errors import ConfigError, printable
-from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
-from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
+from pipeline.interop.code_files import faces_of, open_codes
+from pipeline.interop.codes import CodeFiles, Lineage
+from pipeline.interop.lineage import lineage_of
 from pipeline.metrics.names import check_identity
 from pipeline.models.domains import treatment_for
 from pipeline.models.files import bundle_names, check_model, hints_of
@@ -112,7 +113,8 @@ def _import(args: argparse.Namespace) -> dict[str, object]:
 def _lineage(table: str | None, codes: CodeFiles) -> Lineage | None:
     """Return the faces that the codes began as: in `table`, or as an export says it."""
     if table is None:
-        return lineage_of_export(codes.origin)
+        # The table of an export is not opened: it may be elsewhere by now.
+        return codes.origin if codes.origin and codes.origin.uri else None
     return lineage_of(codes.names, table, codes.origin.image_ids if codes.origin else None)
 
 

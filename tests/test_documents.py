@@ -12,7 +12,7 @@ import yaml
 from jobs.query_latents import read_frames
 from jobs.restyle import JOBS
 from pipeline.config import load_config
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.parquet_files import export_parquet
 from pipeline.table import Columns, open_table
 from pipeline.table.selection import Selection
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, by
     (folder / "labels.csv").write_text("key,smile\na,1\nc,0\n")
     table = writer(folder / "table", columns=Columns(N_STYLES, identity=True))
     write_shard(table, shard(), identity=[0.6, 0.8])
-    series = Series.of(Selection(open_table(str(folder / "table"))), SeriesOptions(2), "parquet")
+    series = Series.of(Selection(open_table(str(folder / "table"))), "parquet", 2)
     export_parquet(series, str(folder / "few"))
     (folder / "photo.jpg").write_bytes(sample_images["portraits/0001.jpg"])
     return folder

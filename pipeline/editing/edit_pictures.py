@@ -88,7 +88,6 @@ def write_edited_images(
     """
     folders = [folder_name(edits, setting) for setting in range(len(edits.settings))]
     longest = max(folders, key=lambda name: len(name.encode()))
-    selection.check_files(uri, ".png", f"{longest}/")
 
     def files() -> Iterator[tuple[str, bytes]]:
         for row in selection.named_rows("w_plus"):
@@ -97,7 +96,7 @@ def write_edited_images(
             for folder, picture in zip(folders, frames_of(model, edited, drawing), strict=True):
                 yield f"{folder}/{name}.png", png(picture)
 
-    return put_files(uri, files(), selection)
+    return put_files(selection, uri, files(), ".png", f"{longest}/")
 
 
 def folder_name(edits: Edits, setting: int) -> str:

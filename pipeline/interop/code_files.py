@@ -6,15 +6,16 @@ import hashlib
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pipeline.errors import InputError, MissingError
+from pipeline.interop.codes import CodeFiles, digest_of, read_code
+from pipeline.interop.exporting import listed
 from pipeline.interop.file_names import from_file_name
-from pipeline.interop.named_rows import Origin, ParquetRows, TarRows, digest_of
+from pipeline.interop.named_rows import ParquetRows, TarRows
 from pipeline.interop.pickled_codes import Codes, read_latents
-from pipeline.interop.single_code import read_code
 from pipeline.interop.stacked import STACK_SUFFIXES, open_stack
 from pipeline.storage import Store, canonical_uri
 from pipeline.storage.file_types import is_hidden
@@ -24,7 +25,6 @@ from pipeline.storage.uris import filesystem, join
 from pipeline.table.spec import SPEC_NAME
 
 _FACE = re.compile(r"(.*)#(\d{1,6})", re.DOTALL)
-_LISTED = 5
 
 
 class FaceName(NamedTuple):
@@ -33,36 +33,6 @@ class FaceName(NamedTuple):
     key: str
     face_index: int
     name: str
-
-
-class CodeFiles(Protocol):
-    """Codes by name; `digest` changes when a code does, as far as the storage reports it."""
-
-    uri: str
-    digest: str
-
-    @property
-    def origin(self) -> Origin | None:
-        """Faces that the codes came from, if the files say so."""
-        ...
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all codes."""
-        ...
-
-    @property
-    def has_steps(self) -> bool:
-        """True if codes of every step are stored; otherwise their number is unknown."""
-        ...
-
-    def read(self, name: str) -> Codes:
-        """Return codes float32 [steps, n_styles, 512]; one step if the steps are not stored."""
-        ...
-
-    def uri_of(self, name: str) -> str:
-        """Return the URI of the file with the code."""
-        ...
 
 
 def open_codes(uri: str, names: str | None = None) -> CodeFiles:
@@ -78,11 +48,10 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
             _refuse_names(names, f"'{root}' is a folder, whose file names are used")
             return _open_folder(root, list(walk(fs, path, root)))
         folder, _, name = root.rpartition("/")
-        if not name.endswith((*STACK_SUFFIXES, *_MANY)):
-            suffixes = (*STACK_SUFFIXES, *_MANY)
+        if not name.endswith(_SUFFIXES):
             raise InputError(
-                f"'{root}' is not a file of codes: expected {', '.join(suffixes[:-1])} or "
-                f"{suffixes[-1]}"
+                f"'{root}' is not a file of codes: expected {', '.join(_SUFFIXES[:-1])} or "
+                f"{_SUFFIXES[-1]}"
             )
         if name.endswith(tuple(_MANY)):
             _refuse_names(names, f"'{root}' has the names of its codes")
@@ -97,6 +66,7 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
 
 # Files of many named codes, by suffix.
 _MANY: dict[str, type[ParquetRows] | type[TarRows]] = {".parquet": ParquetRows, ".tar": TarRows}
+_SUFFIXES = (*STACK_SUFFIXES, *_MANY)
 
 
 def _open_folder(root: str, entries: list[Entry]) -> CodeFiles:
@@ -143,50 +113,27 @@ def faces_of(names: Iterable[str]) -> list[tuple[str, list[FaceName]]]:
     return sorted(by_key.items())
 
 
-def listed(ambiguous: Mapping[str, Iterable[str]]) -> str:
-    """Return the first entries as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
-    first = list(ambiguous.items())[:_LISTED]
-    text = "; ".join(f"'{name}' ({', '.join(list(keys)[:4])})" for name, keys in first)
-    return text + (f"; and {len(ambiguous) - len(first)} more" if len(ambiguous) > 5 else "")
-
-
-class _Dictionary:
+class _Dictionary(CodeFiles):
     """Codes of a `latents.npy`, all in memory."""
-
-    origin: Origin | None = None
 
     def __init__(self, uri: str, content: bytes) -> None:
         self.uri, self.digest = uri, hashlib.sha256(content).hexdigest()
-        self._codes = read_latents(content, uri)
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._codes
-
-    @property
-    def has_steps(self) -> bool:
-        return any(len(steps) > 1 for steps in self._codes.values())
+        self.names = self._codes = read_latents(content, uri)
+        self.has_steps = any(len(steps) > 1 for steps in self._codes.values())
 
     def read(self, name: str) -> Codes:
         return self._codes[name]
 
-    def uri_of(self, name: str) -> str:  # noqa: ARG002 - one file has all
-        return self.uri
 
-
-class _Folder:
+class _Folder(CodeFiles):
     """Codes of a folder with one file per code; only names are in memory."""
-
-    has_steps = False
-    origin: Origin | None = None
 
     def __init__(self, uri: str, entries: list[Entry]) -> None:
         self.uri, self._store = uri, Store(uri)
         chosen = [entry for entry in entries if entry.name.endswith(STACK_SUFFIXES)]
         if not chosen:
-            suffixes = (*STACK_SUFFIXES, *_MANY)
-            raise InputError(f"'{uri}' has no codes: expected {', '.join(suffixes)} files")
-        self._files: dict[str, str] = {}
+            raise InputError(f"'{uri}' has no codes: expected {', '.join(_SUFFIXES)} files")
+        self.names = self._files = dict[str, str]()
         self.digest = digest_of(chosen)
         for entry in chosen:
             name = from_file_name(str(PurePosixPath(entry.name).with_suffix("")))
@@ -194,10 +141,6 @@ class _Folder:
                 pair = {name: (self._files[name], entry.name)}
                 raise InputError(f"several files have the same code name: {listed(pair)}")
             self._files[name] = entry.name
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._files
 
     def read(self, name: str) -> Codes:
         return read_code(self._store.get(self._files[name]), self.uri_of(name))

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,17 +46,14 @@ class NamedSelection(Selection):
 
     naming: Naming = "basename"
 
-    def named_rows(
-        self, columns: str = "", *, with_suffix: bool = False
-    ) -> Iterator[dict[str, Any]]:
+    def named_rows(self, columns: str, *, with_suffix: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the selected faces: `name`, `image_id` and `columns`.
 
         Only one batch is in memory. Raises `ConfigError` before the first row when several faces
         have one name.
         """
         self.refuse_ambiguous(with_suffix)
-        more = f", {columns}" if columns else ""
-        yield from self.rows(f"{self._name(with_suffix)} AS name, image_id{more}")
+        yield from self.rows(f"{self._name(with_suffix)} AS name, image_id, {columns}")
 
     def check_files(self, uri: str, suffix: str, folder: str = "") -> None:
         """Raise `ConfigError` unless every face can have a file below `uri`.
@@ -89,13 +85,6 @@ class NamedSelection(Selection):
                     )
                 previous, previous_id = path, row["image_id"]
 
-    def counts(self) -> tuple[int, int]:
-        """Return the number of faces and their total number of steps."""
-        totals = self.table.sql(
-            f"SELECT count(*) AS faces, coalesce(sum(steps), 0) AS steps FROM {self.source}"
-        ).iloc[0]
-        return int(totals.faces), int(totals.steps)
-
     def name_of(self, key: str, image_id: str) -> str:
         """Return the name of a face without an image's extension, as `named_rows` gives it."""
         return image_id if self.naming == "id" else without_suffix(key.rpartition("/")[2])
@@ -110,22 +99,17 @@ class NamedSelection(Selection):
         """Raise `ConfigError`, with the list, when several faces have one name."""
         if self.naming == "id":
             return
-        shared = self.table.sql(
+        rows = self.table.arrow(
             f"SELECT name, list(image_id ORDER BY image_id) AS ids FROM "
             f"(SELECT {self._name(with_suffix)} AS name, image_id FROM {self.source}) "
             f"GROUP BY name HAVING count(*) > 1 ORDER BY name"
-        )
-        if shared.empty:
-            return
-        listed = "; ".join(
-            f"'{row.name}' ({', '.join(map(str, row.ids[:3]))}{', ...' * (len(row.ids) > 3)})"
-            for row in shared.head(_LISTED).itertuples(index=False)
-        )
-        more = f"; and {len(shared) - _LISTED} more" if len(shared) > _LISTED else ""
-        raise ConfigError(
-            f"{len(shared)} names are shared by several faces: {listed}{more}; name files by id "
-            "with --names id, or choose faces with --where"
-        )
+        ).to_pylist()
+        if rows:
+            raise ConfigError(
+                f"{len(rows)} names are shared by several faces: "
+                f"{listed({row['name']: row['ids'] for row in rows})}; name files by id with "
+                "--names id, or choose faces with --where"
+            )
 
 
 def export_dictionary(selection: NamedSelection, uri: str) -> int:
@@ -136,8 +120,11 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     """
     table = selection.table
     all_steps = table.spec.columns.all_steps
-    faces, steps = selection.counts()
-    size = (steps if all_steps else faces) * table.spec.columns.n_styles * STYLE_DIM * 4
+    faces = stored = selection.require_rows()
+    if all_steps:
+        query = f"SELECT coalesce(sum(steps), 0) AS steps FROM {selection.source}"
+        stored = int(table.arrow(query)["steps"][0].as_py())
+    size = stored * table.spec.columns.n_styles * STYLE_DIM * 4
     if size > MAX_DICTIONARY_BYTES:
         raise ConfigError(
             f"the codes of {faces:,} faces take {size / 2**30:.1f} GiB, but a latents.npy may "
@@ -148,7 +135,6 @@ def export_dictionary(selection: NamedSelection, uri: str) -> int:
     codes: dict[str, Codes] = {}
     for row in selection.named_rows(column, with_suffix=True):
         codes[row["name"]] = row["codes"] if all_steps else row["codes"][None]
-    selection.refuse_none(len(codes))
     store, name = file_place(uri)
     store.put(name, latents_file(codes))
     return len(codes)
@@ -163,16 +149,23 @@ def export_codes(selection: NamedSelection, uri: str, form: CodeForm = "npy") ->
         (f"{to_file_name(row['name'])}.{form}", code_file(row["w_plus"], form))
         for row in selection.named_rows("w_plus")
     )
-    selection.check_files(uri, f".{form}")
-    return put_files(uri, files, selection)
+    return put_files(selection, uri, files, f".{form}")
 
 
-def put_files(uri: str, files: Iterator[tuple[str, bytes]], selection: NamedSelection) -> int:
+def put_files(
+    selection: NamedSelection,
+    uri: str,
+    files: Iterator[tuple[str, bytes]],
+    suffix: str,
+    folder: str = "",
+) -> int:
     """Write (name, content) pairs below `uri`; return their number.
 
-    An existing file with the same content is kept. Raises `ConfigError` for one with other content
-    and when there are no pairs. Call `NamedSelection.check_files` first.
+    Names are `<folder><name of a face><suffix>`, where `folder` is the longest one. An existing
+    file with the same content is kept. Raises `ConfigError` for one with other content, when there
+    are no pairs, and before the first one for what `check_files` refuses.
     """
+    selection.check_files(uri, suffix, folder)
     store, count = Store(uri), 0
     with ThreadPoolExecutor(_PUTS) as pool:
         while group := list(itertools.islice(files, 4 * _PUTS)):
@@ -213,4 +206,15 @@ def code_file(code: Codes, form: CodeForm) -> bytes:
 
 def without_suffix(name: str) -> str:
     """Return `name` without an image extension."""
-    return re.sub(_SUFFIX, "", name, flags=re.IGNORECASE)
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def listed(ambiguous: Mapping[str, Sequence[str]]) -> str:
+    """Return the first names and what they mean as text: `'1' (a/1.jpg, b/1.jpg); ...`."""
+    first = list(ambiguous.items())[:_LISTED]
+    text = "; ".join(
+        f"'{name}' ({', '.join(meanings[:3])}{', ...' * (len(meanings) > 3)})"
+        for name, meanings in first
+    )
+    return text + (f"; and {len(ambiguous) - _LISTED} more" if len(ambiguous) > _LISTED else "")

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import without_suffix
 from pipeline.interop.file_series import Render, Series
-from pipeline.interop.parquet_codes import codes_of
 from pipeline.interop.parquet_files import metadata_of, write_files
+from pipeline.interop.row_order import page_bytes
 from pipeline.storage import OutputKind, Store
 from pipeline.table.card import (
     CARD_NAME,
@@ -34,6 +32,7 @@ from pipeline.table.card import (
 )
 from pipeline.table.parts import read_footer
 from pipeline.table.reader import Table
+from pipeline.table.schema import codes_of
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 RENDERED = "reconstruction"  # column of pictures that the model rendered
@@ -76,14 +75,14 @@ def export_hub(series: Series, uri: str, render: Render | None = None) -> dict[s
     Files of the same export are kept, and so is a README.md that was edited; then `card` is false
     in the returned counts. Raises `ConfigError` for files of another export.
     """
-    store, table = Store(uri), series.rows.table
+    store = Store(uri)
     if not store.names(f"{_START}-") and has_other_readme(store):
         raise ConfigError(
             f"'{store.uri(CARD_NAME)}' is not the card of an export: choose a folder that is new "
             "or empty"
         )
-    schema = _schema(table, rendered=render is not None)
-    metadata = metadata_of(table, series.plan, {"huggingface": _metadata(schema)})
+    schema = _schema(series.rows.table, rendered=render is not None)
+    metadata = {**metadata_of(series), "huggingface": _metadata(schema)}
     counts = write_files(
         series,
         store,
@@ -93,32 +92,8 @@ def export_hub(series: Series, uri: str, render: Render | None = None) -> dict[s
     )
     has_card = not has_other_readme(store)
     if has_card:
-        names = series.names(_START, ".parquet")
-        store.put(CARD_NAME, card_of(table, schema, _Sizes.of(store, names)).encode())
+        store.put(CARD_NAME, _card(series, schema, store).encode())
     return {**counts, "card": has_card}
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Sizes of the split: rows, bytes of its files, and bytes of their uncompressed pages."""
-
-    rows: int
-    stored: int
-    bytes: int
-
-    @classmethod
-    def of(cls, store: Store, names: Sequence[str]) -> _Sizes:
-        """Add up the files."""
-        footers = [read_footer(store, name) for name in names]
-        return cls(
-            sum(footer.num_rows for footer in footers),
-            sum(store.info(name).size for name in names),
-            sum(
-                footer.row_group(group).total_byte_size
-                for footer in footers
-                for group in range(footer.num_row_groups)
-            ),
-        )
 
 
 def _schema(table: Table, *, rendered: bool) -> pa.Schema:
@@ -138,10 +113,7 @@ def _converted(rows: pa.Table, schema: pa.Schema, render: Render | None) -> pa.T
     columns = []
     for field in schema:
         if field.name == RENDERED and render is not None:
-            contents: Sequence[bytes | None] = render(
-                codes_of(rows["w_plus"], "the table").astype(np.float32)
-            )
-            columns.append(_images(contents, stems, "png"))
+            columns.append(_images(render(codes_of(rows["w_plus"])), stems, "png"))
         elif field.type == IMAGE:
             columns.append(_images(rows[field.name].to_pylist(), stems, "jpg"))
         else:
@@ -191,31 +163,26 @@ def _typed(feature: Any) -> Any:
     return {"dtype": feature["dtype"], "_type": "Value"}
 
 
-def card_of(table: Table, schema: pa.Schema, sizes: _Sizes) -> str:
+def _card(series: Series, schema: pa.Schema, store: Store) -> str:
     """Return the card: front matter for the hub, and what the rows are."""
-    spec = table.spec
+    spec, rows = series.rows.table.spec, f"{len(series.positions):,}"
     pictures = ", ".join(f"`{field.name}`" for field in schema if field.type == IMAGE)
-    licence = escape_markdown(str(spec.model.get("licence", "not stated")))
     about = "\n".join(
         f"* {escape_markdown(name)}: {escape_markdown(str(text))}"
         for name, text in spec.metrics.items()
     )
     text = _CARD.format(
-        rows=f"{sizes.rows:,}",
+        rows=rows,
         n_styles=spec.columns.n_styles,
         model=escape_markdown(str(spec.model.get("name", "unnamed"))),
         pictures=f" and the pictures {pictures}" if pictures else "",
-        licence=licence,
+        licence=escape_markdown(str(spec.model.get("licence", "not stated"))),
         metrics=about or "Nothing was measured.",
     )
-    return signed(f"{_front_matter(schema, sizes)}\n{text}\n{CITING}\n")
-
-
-def _front_matter(schema: pa.Schema, sizes: _Sizes) -> str:
     document: dict[str, Any] = {
         "license": "other",
-        "pretty_name": f"W+ codes of {sizes.rows:,} faces",
-        "size_categories": [_size_category(sizes.rows)],
+        "pretty_name": f"W+ codes of {rows} faces",
+        "size_categories": [_size_category(len(series.positions))],
         "task_categories": ["image-to-image"],
         "tags": ["gan-inversion", "stylegan2", "w-plus", "restyle"],
         "configs": [
@@ -224,15 +191,21 @@ def _front_matter(schema: pa.Schema, sizes: _Sizes) -> str:
                 "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
             }
         ],
-        "dataset_info": {
-            "features": _features(schema),
-            "splits": [{"name": "train", "num_bytes": sizes.bytes, "num_examples": sizes.rows}],
-            "download_size": sizes.stored,
-            "dataset_size": sizes.bytes,
-        },
+        "dataset_info": {"features": _features(schema), **_sizes(series, store)},
     }
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return f"---\n{text}---\n"
+    front: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return signed(f"---\n{front}---\n\n{text}\n{CITING}\n")
+
+
+def _sizes(series: Series, store: Store) -> dict[str, Any]:
+    """Return the size of the split: its rows, and bytes of files and of uncompressed pages."""
+    names = series.names(_START, ".parquet")
+    pages = sum(page_bytes(read_footer(store, name)) for name in names)
+    return {
+        "splits": [{"name": "train", "num_bytes": pages, "num_examples": len(series.positions)}],
+        "download_size": sum(store.info(name).size for name in names),
+        "dataset_size": pages,
+    }
 
 
 def _size_category(rows: int) -> str:

@@ -20,8 +20,8 @@ import torch
 from pipeline.alignment import AlignedFace
 from pipeline.choices import CodeType
 from pipeline.errors import InputError
-from pipeline.interop.code_files import CodeFiles, FaceName, faces_of
-from pipeline.interop.lineage import Lineage
+from pipeline.interop.code_files import FaceName, faces_of
+from pipeline.interop.codes import CodeFiles, Lineage
 from pipeline.interop.measuring import Measuring, match_images
 from pipeline.interop.pickled_codes import Codes
 from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_variance

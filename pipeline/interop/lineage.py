@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop.code_files import FaceName, faces_of
+from pipeline.interop.codes import Lineage
 from pipeline.interop.exporting import without_suffix
-from pipeline.interop.named_rows import Origin
 from pipeline.table.reader import open_table
 
 _ROWS = 4096
 _LISTED = 3
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Image ids of the table at `uri` by the names of codes."""
-
-    uri: str
-    image_ids: Mapping[str, str]  # name of the code -> image id
-    unmatched: int  # codes whose name matches no face, or more than one
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all matches."""
-        lines = "\n".join(f"{name}\0{image}" for name, image in sorted(self.image_ids.items()))
-        return hashlib.sha256(lines.encode(errors="replace")).hexdigest()
 
 
 def lineage_of(
@@ -72,16 +55,6 @@ def lineage_of(
             f"name of the table '{uri}'"
         )
     return Lineage(table.store.root, matched, len(faces) - len(matched))
-
-
-def lineage_of_export(origin: Origin | None) -> Lineage | None:
-    """Return the faces that an export says its codes came from; None where it names no table.
-
-    The table is not opened: it may be elsewhere by now.
-    """
-    if origin is None or not origin.table:
-        return None
-    return Lineage(origin.table, dict(origin.image_ids), 0)
 
 
 def _forms(face: FaceName) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
 from pipeline.errors import InputError
 from pipeline.images import Rejection, decode
-from pipeline.interop.code_files import FaceName, listed
-from pipeline.interop.exporting import without_suffix
+from pipeline.interop.code_files import FaceName
+from pipeline.interop.exporting import listed, without_suffix
 from pipeline.interop.file_names import to_file_name
 from pipeline.interop.pickled_codes import Codes
 from pipeline.inversion.render import pooled, render_each
@@ -37,22 +37,19 @@ def match_images(
     Archives are read to list their keys. Raises `InputError` with the list when a name matches
     several images, several names match one image, or a code has no image.
     """
-    by_name = {without_suffix(key): key for key, _ in faces}
-    _refuse_equal_names(faces, by_name)
+    keys_of: dict[str, list[str]] = defaultdict(list)
+    for key, _ in faces:
+        keys_of[without_suffix(key)].append(key)
+    _refuse_several("several names of codes match one image", keys_of)
     owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for shard in shards:
         for key in _keys(shard, options):
             names = (f"{shard.shard_id}/{key}", key, key.rsplit("/", 1)[-1])
-            name = next((n for n in map(without_suffix, names) if n in by_name), None)
+            name = next((n for n in map(without_suffix, names) if n in keys_of), None)
             if name is not None:
-                owners[by_name[name]].append((shard.shard_id, key))
-    ambiguous = {
-        name: [f"{shard}/{key}" for shard, key in samples]
-        for name, samples in owners.items()
-        if len(samples) > 1
-    }
-    if ambiguous:
-        raise InputError(f"names of codes match several images: {listed(ambiguous)}")
+                owners[keys_of[name][0]].append((shard.shard_id, key))
+    images_of = {name: [f"{shard}/{key}" for shard, key in owned] for name, owned in owners.items()}
+    _refuse_several("names of codes match several images", images_of)
     missing = [key for key, _ in faces if key not in owners]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -60,16 +57,10 @@ def match_images(
     return {owners[key][0]: names for key, names in faces}
 
 
-def _refuse_equal_names(
-    faces: Sequence[tuple[str, list[FaceName]]], by_name: dict[str, str]
-) -> None:
-    if len(by_name) == len(faces):
-        return
-    keys_of: dict[str, list[str]] = defaultdict(list)
-    for key, _ in faces:
-        keys_of[without_suffix(key)].append(key)
-    equal = {name: keys for name, keys in keys_of.items() if len(keys) > 1}
-    raise InputError(f"several names of codes match one image: {listed(equal)}")
+def _refuse_several(what: str, matches: Mapping[str, Sequence[str]]) -> None:
+    """Raise `InputError` with the list of names that have more than one match."""
+    if several := {name: each for name, each in matches.items() if len(each) > 1}:
+        raise InputError(f"{what}: {listed(several)}")
 
 
 def _keys(shard: Shard, options: ReadOptions | None) -> Iterator[str]:

@@ -1,33 +1,34 @@
-"""Codes of Parquet files and tar archives by name, to be imported; see `code_files.CodeFiles`.
+"""Codes of Parquet files and tar archives by name, to be imported.
 
-Rows of an export carry the image id of their face, and the export the URI of its table: the codes'
-`Origin`. A name is the column `name`, or `<key>#<face>`, or the image id: the first that is unique.
+Rows of an export carry the image id of their face, and the export the URI of its table: the
+codes' `Lineage`. A name is the column `name`, or `<key>#<face>`, or the image id: the first that is
+unique.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import tarfile
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.interop.codes import CodeFiles, Lineage, digest_of, read_code
 from pipeline.interop.file_names import from_sample_key
 from pipeline.interop.parquet_codes import CodeFile
 from pipeline.interop.parquet_files import EXPORT
 from pipeline.interop.pickled_codes import Codes
-from pipeline.interop.single_code import read_code
 from pipeline.storage import Store, one_line
 from pipeline.storage.listing import Entry
 from pipeline.storage.readers.tar import DAMAGE, open_tar
@@ -35,15 +36,8 @@ from pipeline.storage.uris import storage_errors
 
 _THREADS = 8
 _MAX_FACTS = 16 << 20  # bytes of the JSON of one face
+_FACTS = ("image_id", "key", "face_index", "table")  # what is kept of it
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.(npy|pth|json)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Faces that codes came from: the URI of their table, "" if unknown, and image ids by name."""
-
-    table: str
-    image_ids: Mapping[str, str]
 
 
 def _unique_names(
@@ -51,7 +45,7 @@ def _unique_names(
     image_ids: Sequence[str] | None,  # one value per row, None without this column; as the others
     names: Sequence[str] | None,
     keys: Sequence[str] | None,
-    faces: Sequence[int] | None,
+    faces: Sequence[object] | None,
 ) -> list[str]:
     """Return the name of each row. Raises `InputError` without a column of unique names."""
     numbers = [0] * len(keys or ()) if faces is None else faces
@@ -67,13 +61,11 @@ def _unique_names(
     )
 
 
-class TarRows:
+class TarRows(CodeFiles):
     """Codes of WebDataset shards: `<key>.npy` or `.pth`, and what `<key>.json` says of the face.
 
-    Names and the places of the codes in the archives are in memory.
+    Names, image ids and the places of the codes in the archives are in memory.
     """
-
-    has_steps = False
 
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the archives once. Raises `InputError` for damage, and where no codes are."""
@@ -91,15 +83,10 @@ class TarRows:
         keys = _every(facts, "key", str)
         if keys is not None:
             names = _unique_names(uri, image_ids, None, keys, _every(facts, "face_index", int))
-        self._codes = {
+        self.names = self._codes = {
             name: sample.code for name, sample in zip(names, samples.values(), strict=True)
         }
         self.origin = _origin(names, image_ids, [fact.get("table") for fact in facts])
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names in the order of the archives."""
-        return self._codes
 
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for a damaged one."""
@@ -150,7 +137,7 @@ def _read_samples(store: Store, archive: str, samples: dict[str, _Sample]) -> No
 
 
 def _facts(members: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> Mapping[str, Any]:
-    """Return a sample's JSON object; {} for other JSON."""
+    """Return what a sample's JSON object says of its face; {} for other JSON."""
     if member.size > _MAX_FACTS:
         raise InputError(f"'{uri}/{member.name}' has {member.size} bytes, too many for one face")
     file = members.extractfile(member)
@@ -158,7 +145,8 @@ def _facts(members: tarfile.TarFile, member: tarfile.TarInfo, uri: str) -> Mappi
         facts = json.loads(file.read()) if file else {}
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{uri}/{member.name}' is not JSON: {one_line(error)}") from error
-    return facts if isinstance(facts, dict) else {}
+    known = facts if isinstance(facts, dict) else {}
+    return {name: known[name] for name in _FACTS if name in known}
 
 
 def _every(facts: Sequence[Mapping[str, Any]], name: str, kind: type) -> list[Any] | None:
@@ -169,32 +157,22 @@ def _every(facts: Sequence[Mapping[str, Any]], name: str, kind: type) -> list[An
 
 def _origin(
     names: Sequence[str], image_ids: Sequence[str] | None, tables: Sequence[object]
-) -> Origin | None:
+) -> Lineage | None:
     """Return the faces of `names` in their table; None where codes do not name their face."""
     if image_ids is None:
         return None
     uris = {table for table in tables if isinstance(table, str)}
     uri = uris.pop() if len(uris) == 1 else ""
     pairs = zip(names, image_ids, strict=True)
-    return Origin(uri, {name: image_id for name, image_id in pairs if image_id})
+    return Lineage(uri, {name: image_id for name, image_id in pairs if image_id})
 
 
-def digest_of(entries: Iterable[Entry]) -> str:
-    """Return a digest that changes with the name, size or etag of any of the files."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.name}\0{entry.size}\0{entry.etag}\n".encode(errors="replace"))
-    return digest.hexdigest()
-
-
-class ParquetRows:
+class ParquetRows(CodeFiles):
     """Codes of Parquet files: of an export of this library, or of files that have its columns.
 
     Only names are in memory. Codes that are not stored plain are copied to the local disk first,
     because they are read in the order of their names.
     """
-
-    has_steps = False
 
     def __init__(self, uri: str, folder: str, entries: Sequence[Entry]) -> None:
         """Read the names of all rows. Raises `InputError` for files without codes or names."""
@@ -203,17 +181,14 @@ class ParquetRows:
         with ThreadPoolExecutor(_THREADS) as pool:
             self._files = list(pool.map(lambda entry: CodeFile(store, entry.name), entries))
         self._starts = np.concatenate([[0], np.cumsum([file.rows for file in self._files])])
+        if not self._starts[-1]:
+            raise InputError(f"'{uri}' has no codes: its Parquet files have no rows")
         image_ids = self._column("image_id")
         columns = [self._column(name) for name in ("name", "key", "face_index")]
         names = _unique_names(uri, image_ids, *columns)
-        self._index = {name: index for index, name in enumerate(names)}
+        self.names = self._index = {name: index for index, name in enumerate(names)}
         tables = [_plan_of(file).get("table") for file in self._files]
         self.origin = _origin(names, image_ids, tables)
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names in the order of the rows."""
-        return self._index
 
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for NaN and infinity."""
@@ -235,15 +210,27 @@ class ParquetRows:
         return self._files[index].uri
 
     def _column(self, name: str) -> list[Any] | None:
+        """Return a column of all files as texts; None if a file does not have it."""
         if any(name not in file.schema.names for file in self._files):
             return None
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda file: file.column(name).to_pylist(), self._files)
+            read = pool.map(lambda file: _texts(file, name), self._files)
             return [value for values in read for value in values]
 
     @cached_property
     def _spools(self) -> dict[int, _Spool]:
         return {index: _Spool(file) for index, file in enumerate(self._files) if file.plain is None}
+
+
+def _texts(file: CodeFile, name: str) -> list[Any]:
+    column = file.column(name)
+    try:
+        texts: list[Any] = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException as error:
+        raise InputError(
+            f"'{file.uri}' has a column {name} of type {column.type}, expected text"
+        ) from error
+    return texts
 
 
 class _Spool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +37,6 @@ _NUMBER: dict[str, np.dtype[Any]] = {
     "FIXED_LEN_BYTE_ARRAY": np.dtype("<f2"),
     "FLOAT": np.dtype("<f4"),
 }
-
-
-class _Chunk(NamedTuple):
-    """Plain codes of one row group: bytes from `start` on."""
-
-    start: int
-    rows: int
 
 
 class CodeFile:
@@ -116,37 +109,34 @@ class CodeFile:
                 yield codes_of(pa.chunked_array([batch.column(0)]), self.uri)
 
     @cached_property
-    def plain(self) -> list[_Chunk] | None:
-        """Places of the plain codes of each row group; None if they are not stored so."""
+    def plain(self) -> list[int] | None:
+        """First byte of the plain codes of each row group; None if they are not stored so."""
         if self.metadata.get(CODE_PAGES) != "single" or not self.rows:
             return None
         try:
-            chunks = [self._chunk(group) for group in range(self.footer.num_row_groups)]
+            starts = [self._plain_start(group) for group in range(self.footer.num_row_groups)]
         except LookupError:
             return None
         first = next(self.batches(1)).tobytes()
-        return chunks if self._ranges([chunks[0].start], self._code_size) == [first] else None
+        return starts if self._ranges(starts[:1], self._code_size) == [first] else None
 
-    def _chunk(self, group: int) -> _Chunk:
-        """Return the place of a row group's codes; `LookupError` if they are not plain."""
+    def _plain_start(self, group: int) -> int:
+        """Return where a row group's codes begin; `LookupError` if they are not plain."""
         metadata = self.footer.row_group(group)
         column = metadata.column(self._leaves[CODE_PATH])
         is_plain = set(column.encodings) <= {"PLAIN", "RLE"} and not column.has_dictionary_page
-        size = metadata.num_rows * self._code_size
-        if column.compression != "UNCOMPRESSED" or not is_plain:
+        before = column.total_compressed_size - metadata.num_rows * self._code_size
+        if column.compression != "UNCOMPRESSED" or not is_plain or before < 0:
             raise LookupError(CODE_PATH)
-        end = column.data_page_offset + column.total_compressed_size
-        if column.total_compressed_size < size:
-            raise LookupError(CODE_PATH)
-        return _Chunk(end - size, metadata.num_rows)
+        return int(column.data_page_offset + before)
 
     def _plain_codes(
-        self, rows: NDArray[np.int64], chunks: Sequence[_Chunk]
+        self, rows: NDArray[np.int64], group_bytes: Sequence[int]
     ) -> NDArray[np.float32]:
         groups = np.searchsorted(self.group_starts, rows, side="right") - 1
         size = self._code_size
         starts = [
-            chunks[group].start + int(row - self.group_starts[group]) * size
+            group_bytes[group] + int(row - self.group_starts[group]) * size
             for row, group in zip(rows, groups, strict=True)
         ]
         stored = np.frombuffer(b"".join(self._ranges(starts, size)), self._number)
@@ -250,19 +240,18 @@ def codes_of(column: pa.ChunkedArray, source: str) -> NDArray[Any]:
 
     Raises `InputError` for nulls, other numbers than floats, and codes of several lengths.
     """
-    chunk = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    chunk = column.combine_chunks()
     rows = len(chunk)
     while _is_list(chunk.type):
         if chunk.null_count:
             raise InputError(f"'{source}' has a null in the column w_plus")
-        inner = chunk.flatten()
-        lengths = np.unique(_lengths(chunk))
+        lengths = np.unique(pc.list_value_length(chunk))
         if len(lengths) > 1:
             raise InputError(
                 f"'{source}' has lists of {lengths[0]} and of {lengths[-1]} values in the column "
                 "w_plus, but all codes must have one shape"
             )
-        chunk = inner
+        chunk = chunk.flatten()
     if not pa.types.is_floating(chunk.type) or chunk.null_count:
         what = "a null" if chunk.null_count else f"values of type {chunk.type}, expected floats,"
         raise InputError(f"'{source}' has {what} in the column w_plus")
@@ -279,9 +268,3 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
-
-
-def _lengths(lists: pa.Array) -> NDArray[np.int64]:
-    if pa.types.is_fixed_size_list(lists.type):
-        return np.array([lists.type.list_size], np.int64)
-    return np.asarray(lists.value_lengths(), np.int64)

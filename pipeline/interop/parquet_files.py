@@ -3,14 +3,14 @@
 Every row group has statistics and each page its bounds, so that readers skip what a condition on
 any column excludes; `image_id` has a Bloom filter. Codes are not compressed (that saves 8 % of
 their size) and are one page per row group, so that one code is one read of its own bytes: see
-`parquet_codes`. The metadata have the metrics' definitions and the `Plan` of the export.
+`parquet_codes`. The metadata have the metrics' definitions and the plan of the export.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, TableError
-from pipeline.interop.file_series import ROW_GROUP, Plan, Series
+from pipeline.interop.file_series import ROW_GROUP, Series
 from pipeline.storage import OutputKind, Store
 from pipeline.table.parts import read_metadata
-from pipeline.table.reader import Table
 
 CODE_PATH = "w_plus.list.element.list.element"  # of the codes' numbers in a Parquet schema
 CODE_PAGES = "code_pages"  # metadata; "single": one plain, uncompressed page of codes per row group
@@ -46,8 +45,7 @@ def export_parquet(series: Series, uri: str) -> dict[str, int]:
 
     Files of the same export are kept. Raises `ConfigError` for files of another one.
     """
-    table = series.rows.table
-    schema = table.spec.columns.latents_schema().with_metadata(metadata_of(table, series.plan))
+    schema = series.rows.table.spec.columns.latents_schema().with_metadata(metadata_of(series))
     return write_files(series, Store(uri), "latents", schema)
 
 
@@ -56,8 +54,7 @@ def write_files(
 ) -> dict[str, int]:
     """Write the missing files `<start>-<number>-of-<count>.parquet` with this `schema`."""
     names = series.names(start, ".parquet")
-    folder = start.rpartition("/")[0]
-    existing = check_files(store, f"{folder}/" if folder else "", names, series.plan)
+    existing = _check_files(series, store, start.rpartition("/")[0])
 
     def encode(path: Path, tables: Iterator[pa.Table]) -> None:
         with _writer(path, schema, series) as writer:
@@ -65,13 +62,12 @@ def write_files(
                 converted = convert(table) if convert else table
                 writer.write_table(converted.cast(schema), row_group_size=ROW_GROUP)
 
-    written = series.write(store, names, existing, encode)
-    return {"written": len(series.positions), "files": len(names), "new_files": written}
+    return series.write(store, names, existing, encode)
 
 
-def check_files(store: Store, prefix: str, names: Sequence[str], plan: Plan) -> set[str]:
-    """Return which of `names` exist; `ConfigError` for a file that is not of this plan."""
-    existing = set(store.names(prefix))
+def _check_files(series: Series, store: Store, folder: str) -> set[str]:
+    """Return the files in `folder`; `ConfigError` for one that is not of the series."""
+    existing = set(store.names(f"{folder}/" if folder else ""))
     for name in sorted(existing):
         if not name.endswith(".parquet"):
             raise ConfigError(
@@ -81,39 +77,37 @@ def check_files(store: Store, prefix: str, names: Sequence[str], plan: Plan) -> 
             stored = read_metadata(store, name).get(EXPORT)
         except TableError as error:
             raise ConfigError(f"{error}: delete it, or choose another folder") from error
-        plan.check(stored, store.uri(name))
-    return existing & set(names)
+        series.check_plan(stored, store.uri(name))
+    return existing
 
 
-def metadata_of(table: Table, plan: Plan, more: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata_of(series: Series) -> dict[str, str]:
     """Return the file metadata: the table's facts, metric definitions and the plan."""
-    spec = table.spec
+    spec = series.rows.table.spec
     facts: dict[str, Any] = {
         "schema_version": spec.schema_version,
         "fingerprint": spec.fingerprint,
         "model": dict(spec.model),
         "metrics": dict(spec.metrics),
-        EXPORT: plan.to_dict(),
+        EXPORT: dict(series.plan),
         CODE_PAGES: "single",
     }
-    own = {_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
-    return own | dict(more or {})
+    return {_PREFIX + name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
 
 
 def _writer(path: Path, schema: pa.Schema, series: Series) -> pq.ParquetWriter:
-    paths = _leaf_paths(schema)
+    compressed = [name for name in _leaf_paths(schema) if name != CODE_PATH]
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
-    plain = [CODE_PATH]
     sorting = [pq.SortingColumn(schema.get_field_index("image_id"))]
     return pq.ParquetWriter(
         path,
         schema,
-        compression={name: "none" if name in plain else "zstd" for name in paths},
-        compression_level={name: 3 for name in paths if name not in plain},
+        compression={CODE_PATH: "none", **dict.fromkeys(compressed, "zstd")},
+        compression_level=dict.fromkeys(compressed, 3),
         use_dictionary=texts,
         data_page_size=_PAGE_BYTES,
         write_page_index=True,
-        sorting_columns=sorting if series.options.sort_by == "image_id" else None,
+        sorting_columns=sorting if series.plan["sort_by"] == "image_id" else None,
         bloom_filter_options={"image_id": {"ndv": ROW_GROUP, "fpp": 0.01}},
     )
 

@@ -93,8 +93,7 @@ def export_pictures(
         for row in selection.named_rows(_COLUMNS[kind])
         for name, pixels in _pictures(row, model, kind, drawing)
     )
-    selection.check_files(uri, ".png", f"{_MAX_STEPS}/" if kind == "results" else "")
-    return put_files(uri, files, selection)
+    return put_files(selection, uri, files, ".png", f"{_MAX_STEPS}/" if kind == "results" else "")
 
 
 def png(pixels: Pixels) -> bytes:

@@ -1,14 +1,18 @@
-"""Rows of a table in the order of an export: which stored row stands where, and what they are.
+"""Rows of a table in the order of an export: which stored row stands where, and reading them so.
 
 Positions refer to the stored rows: the part files in the order of their names, row after row. Only
-the image ids are in memory, about 0.2 kB per face.
+the image ids are in memory, about 0.2 kB per face. Each file is read once, and its rows are moved
+by `reorder`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,15 +23,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import TableError
+from pipeline.storage import is_local
 from pipeline.table.parts import LATENTS, damage_reported, parse_part_name
 from pipeline.table.reader import Table
-from pipeline.table.reordering import Positions
+from pipeline.table.reordering import Positions, reorder
 from pipeline.table.selection import Selection, require_unique
 
 SortBy = Literal["image_id", "cluster"]
 
 _THREADS = 8
 _ID_ROWS = 65536
+_AHEAD = 4  # files
 # Clusters of an export: about so many faces in each, and passes over the vectors to find them.
 _CLUSTER_FACES, _MOST_CLUSTERS, _ITERATIONS = 500, 1000, 10
 
@@ -50,7 +56,6 @@ def stored_rows(table: Table) -> StoredRows:
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(lambda name: _ids_and_facts(table, name), files))
     ids = pa.chunked_array([ids for ids, _, _ in parts], pa.string()).combine_chunks()
-    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     require_unique(ids, table)
     digest = hashlib.sha256()
     for name, (part, _, facts) in zip(files, parts, strict=True):
@@ -73,14 +78,17 @@ def _ids_and_facts(table: Table, name: str) -> tuple[pa.Array, int, str]:
         parquet = pq.ParquetFile(file)
         metadata = parquet.metadata
         ids = parquet.read(["image_id"])["image_id"].combine_chunks()
-    ids = pa.concat_arrays(ids.chunks) if isinstance(ids, pa.ChunkedArray) else ids
-    groups = range(metadata.num_row_groups)
-    size = sum(metadata.row_group(group).total_byte_size for group in groups)
     digest = hashlib.sha256()
     for key, value in sorted((metadata.metadata or {}).items()):
         digest.update(key + b"\0" + value + b"\n")
     digest.update("\n".join(ids.to_pylist()).encode())
-    return ids, size, digest.hexdigest()
+    return ids, page_bytes(metadata), digest.hexdigest()
+
+
+def page_bytes(footer: pq.FileMetaData) -> int:
+    """Return the bytes of a file's uncompressed pages."""
+    groups = range(footer.num_row_groups)
+    return sum(footer.row_group(group).total_byte_size for group in groups)
 
 
 def positions_of(selection: Selection, rows: StoredRows, sort_by: SortBy | None) -> Positions:
@@ -133,3 +141,60 @@ def _clusters(selection: Selection, rows: StoredRows, positions: Positions) -> N
             places = pc.index_in(assigned.ids, value_set=rows.ids)
             labels[np.asarray(places, np.int64)] = assigned.clusters
     return labels[positions]
+
+
+def gather(rows: StoredRows, positions: Positions, edges: Positions) -> Generator[pa.Table]:
+    """Return the stored rows at `positions` in their order, as tables between the `edges`.
+
+    Table i has the rows from edges[i] up to edges[i + 1]. Raises `TableError` for a damaged file.
+    """
+    target = np.full(len(rows.ids), -1, np.int64)
+    target[positions] = np.arange(len(positions))
+    return reorder(_placed_rows(rows, target), edges, range(len(edges) - 1))
+
+
+def _placed_rows(rows: StoredRows, target: Positions) -> Iterator[tuple[pa.Table, Positions]]:
+    """Yield the rows of the part files that have a place in `target`, sorted by place."""
+    bounds = list(itertools.pairwise(rows.offsets.tolist()))
+    chosen = [index for index, (start, end) in enumerate(bounds) if (target[start:end] >= 0).any()]
+    contents = _read_ahead(rows, [rows.files[index] for index in chosen])
+    for index, content in zip(chosen, contents, strict=True):
+        first, end = bounds[index]
+        for table in _row_groups(rows, rows.files[index], end - first, content):
+            places = target[first : first + table.num_rows]
+            stored = np.argsort(places)[np.count_nonzero(places < 0) :]
+            if len(stored):
+                yield table.take(pa.array(stored)), places[stored]
+            first += table.num_rows
+
+
+def _read_ahead(rows: StoredRows, names: Sequence[str]) -> Iterator[bytes | None]:
+    """Yield the content of each file, a few read ahead; None on a local disk.
+
+    Whole, because the columns of a row group would take one request each.
+    """
+    store = rows.table.store
+    if is_local(store.root):
+        yield from itertools.repeat(None, len(names))
+        return
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[Future[bytes]] = deque()
+        for name in names:
+            waiting.append(pool.submit(store.get, name))
+            if len(waiting) == _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _row_groups(
+    rows: StoredRows, name: str, count: int, content: bytes | None
+) -> Iterator[pa.Table]:
+    store, schema = rows.table.store, rows.table.spec.columns.latents_schema()
+    opened = store.open(name) if content is None else nullcontext(pa.BufferReader(content))
+    with opened as file, damage_reported(store.uri(name)):
+        parquet = pq.ParquetFile(file)
+        if parquet.metadata.num_rows != count:
+            raise TableError(f"'{store.uri(name)}' changed during the export: run again")
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group).select(schema.names).cast(schema)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import pickle
 import shutil
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
 from pipeline.errors import ConfigError, InputError
+from pipeline.interop.codes import ENTRY, CodeFiles, damage_reported, load_tensor, open_entry
 from pipeline.interop.exporting import NamedSelection
 from pipeline.interop.pickled_codes import STYLE_DIM, Codes
 from pipeline.storage import Store, file_place, is_local
@@ -31,26 +30,13 @@ from pipeline.storage.uris import storage_errors
 
 STACK_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 NAMES_SUFFIX = ".names.txt"
-ENTRY = "w.npy"  # name of the codes in .npz files of NVIDIA's projector and generator
 _MAX_IN_MEMORY = 2 << 30  # for files of torch before 1.6, which cannot be read in parts
 _BLOCK = 8 << 20
 _MIN_DIGITS = 6
-# Limits against zip bombs; 18 equal rows compress to a twentieth.
-_MAX_RATIO, _FREE_BYTES = 64, 64 << 20
-
-
-class _Rows(Protocol):
-    """Float array [n, n_styles, 512] or [n, 512] on disk."""
-
-    shape: tuple[int, ...]
-
-    def row(self, index: int) -> Codes:
-        """Return one code, float32 [n_styles, 512] or [512]."""
-        ...
 
 
 class _ArrayFile:
-    """Rows of a `.npy` file, read one at a time."""
+    """Rows of a `.npy` file [n, n_styles, 512] or [n, 512], read one at a time."""
 
     def __init__(self, path: Path, source: str) -> None:
         self._file = path.open("rb", buffering=0)
@@ -60,7 +46,7 @@ class _ArrayFile:
         self.shape, self._kind, self._start = header.shape, header.dtype, self._file.tell()
 
     def row(self, index: int) -> Codes:
-        """See `_Rows.row`. Raises `EOFError` if the file has been truncated."""
+        """Return a code, float32 [n_styles, 512] or [512]; `EOFError` if the file was truncated."""
         size = int(np.prod(self.shape[1:])) * self._kind.itemsize
         content = os.pread(self._file.fileno(), size, self._start + index * size)
         if len(content) < size:
@@ -76,27 +62,21 @@ class _TensorFile:
         self.shape = tuple(self._tensor.shape)
 
     def row(self, index: int) -> Codes:
-        """See `_Rows.row`."""
-        code: Codes = self._tensor[index].detach().float().numpy()
+        """Return a code, float32 [n_styles, 512] or [512]."""
+        code: Codes = self._tensor[index].float().numpy()
         return code
 
 
-class StackedCodes:
-    """Codes of one file by name, each checked when it is read; see `CodeFiles`."""
+class StackedCodes(CodeFiles):
+    """Codes of one file by name, each checked when it is read."""
 
-    has_steps = False
-    origin = None
-
-    def __init__(self, uri: str, rows: _Rows, names: Sequence[str], digest: str) -> None:
+    def __init__(
+        self, uri: str, rows: _ArrayFile | _TensorFile, names: Sequence[str], digest: str
+    ) -> None:
         self.uri, self._rows = uri, rows
-        self._index = {name: index for index, name in enumerate(names)}
+        self.names = self._index = {name: index for index, name in enumerate(names)}
         listed = hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()
         self.digest = hashlib.sha256(f"{digest}\n{listed}".encode()).hexdigest()
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names in the order of the rows."""
-        return self._index
 
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for NaN and infinity."""
@@ -107,10 +87,6 @@ class StackedCodes:
         if not np.isfinite(code).all():
             raise InputError(f"{self.uri}: code '{name}' has NaN or infinity")
         return code.reshape(1, -1, STYLE_DIM)
-
-    def uri_of(self, name: str) -> str:  # noqa: ARG002 - one file has all
-        """Return the URI of the file with the code."""
-        return self.uri
 
 
 def open_stack(uri: str, names: str | None = None) -> StackedCodes | None:
@@ -130,20 +106,6 @@ def open_stack(uri: str, names: str | None = None) -> StackedCodes | None:
         listed = [PurePosixPath(uri).stem]
     _check_shape(rows.shape, listed, uri, names)
     return StackedCodes(uri, rows, listed or numbered(rows.shape[0]), digest)
-
-
-@contextmanager
-def damage_reported(source: str, what: str) -> Iterator[None]:
-    """Turn an error of numpy, zipfile or torch, of any type, into an `InputError` in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:  # its text recommends to load the file unsafely
-        raise InputError(f"{source}: not {what}, or damaged (not a file of one tensor)") from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source}: not {what}, or damaged ({reason})") from error
 
 
 def numbered(count: int) -> list[str]:
@@ -226,7 +188,7 @@ def _temporary_folder() -> Path:
     return folder
 
 
-def _open_rows(path: Path, source: str) -> _Rows:
+def _open_rows(path: Path, source: str) -> _ArrayFile | _TensorFile:
     if source.endswith(".npz"):
         return _ArrayFile(_unpacked(path, source), source)
     if source.endswith(".npy"):
@@ -243,28 +205,9 @@ def _unpacked(path: Path, source: str) -> Path:
     return copy
 
 
-@contextmanager
-def open_entry(file: Path | IO[bytes], source: str) -> Iterator[IO[bytes]]:
-    """Open the array `w` of an `.npz`. Raises `InputError` without one and for zip bombs."""
-    with zipfile.ZipFile(file) as archive:
-        if ENTRY not in archive.namelist():
-            names = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:5])
-            raise InputError(f"{source}: has no array 'w' (found {names or 'nothing'})")
-        info = archive.getinfo(ENTRY)
-        if info.file_size > _MAX_RATIO * info.compress_size + _FREE_BYTES:
-            raise InputError(
-                f"{source}: refused, {info.compress_size} bytes unpack to {info.file_size}: too "
-                "much for codes"
-            )
-        with archive.open(info) as entry:
-            yield entry
-
-
 def _mapped_tensor(path: Path, source: str) -> Any:
     """Load the float tensor of a `.pt` file, memory-mapped if its layout allows."""
-    import torch  # slow to import, not needed for numpy files
-
-    from pipeline.models.checkpoint import refuse_bomb
+    from pipeline.models.checkpoint import refuse_bomb  # imports PyTorch, which is slow
 
     with path.open("rb") as file:
         refuse_bomb(file, source)
@@ -274,16 +217,7 @@ def _mapped_tensor(path: Path, source: str) -> Any:
             f"{source}: {path.stat().st_size} bytes in torch's old format, too large to read; "
             "save it again with a newer torch, or as .npy"
         )
-    tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=in_parts)
-    if not isinstance(tensor, torch.Tensor):
-        raise InputError(f"{source}: has a {type(tensor).__name__}, expected one tensor of codes")
-    if not tensor.is_floating_point():
-        raise InputError(f"{source}: has values of type {tensor.dtype}, expected floats")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(
-            f"{source}: a tensor {list(tensor.shape)} is larger than its stored values"
-        )
-    return tensor
+    return load_tensor(path, source, mmap=in_parts)
 
 
 def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
@@ -293,8 +227,7 @@ def export_stacked(selection: NamedSelection, uri: str) -> tuple[int, str]:
     `<uri without suffix>.names.txt` has one name per row. Returns the number of codes and the
     list's URI. The array is written to the local disk first, so that memory does not grow with it.
     """
-    count, _ = selection.counts()
-    selection.refuse_none(count)
+    count = selection.require_rows()
     n_styles = selection.table.spec.columns.n_styles
     store, name = file_place(uri)
     stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix

@@ -10,7 +10,7 @@
 
 Keys are the names of `NamedSelection`, escaped by `to_sample_key`. The archives are POSIX tar
 without times and owners: the same rows give the same bytes. `_export` beside them has the
-`Plan`, by which an interrupted export is continued.
+plan, by which an interrupted export is continued.
 """
 
 from __future__ import annotations
@@ -21,33 +21,23 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import CodeForm, NamedSelection, code_file
 from pipeline.interop.file_names import to_sample_key
-from pipeline.interop.file_series import Plan, Render, Series
-from pipeline.interop.parquet_codes import codes_of
+from pipeline.interop.file_series import Render, Series
 from pipeline.storage import OutputKind, Store
+from pipeline.table.schema import codes_of
 
 PLAN_NAME = "_export"
 CODE_SUFFIXES: dict[CodeForm, str] = {"npy": "npy", "pt": "pth"}
 _NAME = re.compile(r"shard-\d{5}-of-\d{5}\.tar")
 _PICTURES = {"aligned_jpeg": "jpg", "reconstruction_jpeg": "reconstruction.jpg"}
 _BESIDE = {"w_plus", "w_plus_per_step", *_PICTURES}  # columns that are not in the JSON
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Form of the samples: the file of a code, and how pictures are rendered, if they are."""
-
-    form: CodeForm = "npy"
-    render: Render | None = None
 
 
 def _is_export(_: Store, names: Sequence[str]) -> bool:
@@ -58,51 +48,54 @@ TAR_OUTPUT = OutputKind("a folder of WebDataset shards of an export", _is_export
 
 
 def export_tars(
-    series: Series, selection: NamedSelection, uri: str, samples: Samples
+    series: Series,
+    selection: NamedSelection,
+    uri: str,
+    form: CodeForm = "npy",
+    render: Render | None = None,
 ) -> dict[str, int]:
     """Write `shard-<number>-of-<count>.tar` below `uri`; return counts for the JSON line.
 
-    Shards of the same export are kept. Raises `ConfigError` for ambiguous names and for shards of
-    another export.
+    `form` is the file of a code; with `render` each code also gets its picture. Shards of the same
+    export are kept. Raises `ConfigError` for ambiguous names and for shards of another export.
     """
     selection.refuse_ambiguous(with_suffix=False)
     store, names = Store(uri), series.names("shard", ".tar")
-    existing = _existing(store, names, series.plan)
+    existing = _existing(series, store)
 
     def encode(path: Path, tables: Iterator[pa.Table]) -> None:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
             for table in tables:
-                for name, content in sample_files(table, selection, samples):
+                for name, content in _sample_files(table, selection, form, render):
                     _add(archive, name, content)
 
-    written = series.write(store, names, existing, encode)
-    return {"written": len(series.positions), "files": len(names), "new_files": written}
+    return series.write(store, names, existing, encode)
 
 
-def _existing(store: Store, names: Sequence[str], plan: Plan) -> set[str]:
-    """Return which shards exist; write the plan, or compare it with the stored one."""
+def _existing(series: Series, store: Store) -> set[str]:
+    """Return the shards that exist; write the plan, or compare it with the stored one."""
     existing = set(store.names("shard-"))
     if existing and not store.exists(PLAN_NAME):
         raise ConfigError(
             f"'{store.root}' holds shards of another program (it has no {PLAN_NAME}): choose a "
             "folder that is new or empty"
         )
-    text = json.dumps(plan.to_dict(), sort_keys=True, indent=1)
+    text = json.dumps(dict(series.plan), sort_keys=True, indent=1)
     if not store.put_if_absent(PLAN_NAME, f"{text}\n".encode()):
         try:
             stored = json.loads(store.get(PLAN_NAME))
         except ValueError as error:
             raise ConfigError(f"'{store.uri(PLAN_NAME)}' is damaged: {error}") from error
-        plan.check(stored, store.uri(PLAN_NAME))
-    return existing & set(names)
+        series.check_plan(stored, store.uri(PLAN_NAME))
+    return existing
 
 
-def sample_files(
-    table: pa.Table, selection: NamedSelection, samples: Samples
+def _sample_files(
+    table: pa.Table, selection: NamedSelection, form: CodeForm, render: Render | None
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the files of the samples of these rows: names in the archive, and contents."""
-    codes = codes_of(table["w_plus"], "the table").astype(np.float32)
-    rendered = samples.render(codes) if samples.render else None
+    codes = codes_of(table["w_plus"])
+    rendered = render(codes) if render else None
     facts = table.select([name for name in table.column_names if name not in _BESIDE]).to_pylist()
     pictures = {
         suffix: table[column].to_pylist()
@@ -118,7 +111,7 @@ def sample_files(
                 "exclude it with --where"
             )
         files = {suffix: content[index] for suffix, content in pictures.items()}
-        files[CODE_SUFFIXES[samples.form]] = code_file(codes[index], samples.form)
+        files[CODE_SUFFIXES[form]] = code_file(codes[index], form)
         document = {**fact, "table": selection.table.store.root}
         files["json"] = json.dumps(document, default=_as_json, ensure_ascii=False).encode()
         if rendered is not None:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pipeline.inversion.render import render_each
 from pipeline.models import RestyleModel
-from pipeline.reports.requirements import require_steps
 from pipeline.reports.sheets import Cell, ReportTable
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
@@ -112,10 +111,9 @@ class _Path(NamedTuple):
 def change_by_step(table: Table, *, images: int, device: str = "cpu") -> Change:
     """Measure layers over all faces of a table, frequency bands over at most `images` of them.
 
-    The images are rendered from the stored codes with the table's model. Raises `RequestError`
-    if the table does not have the code of every step, `ModelError` if the model is another one.
+    The table has the code of every step, from which its model renders the images. Raises
+    `ModelError` if the model is another one.
     """
-    require_steps(table)
     model = model_of(table, device=device)
     layers, groups, bands = _Sums(), _Sums(), _Sums()
     chosen = _sample(table, images)
@@ -196,28 +194,28 @@ def groups_table(changes: Mapping[str, Change]) -> ReportTable:
     return ReportTable("coarse_to_fine", "Coarse to fine", ["method", "step", *GROUPS], rows, note)
 
 
-def layers_table(changes: Mapping[str, Change]) -> ReportTable:
-    """Return the change by style layer: one row per table, step and layer."""
-    rows: list[list[Cell]] = [
-        [name, step, layer, mean]
-        for name, change in changes.items()
-        for step, layers in enumerate(change.layers, 1)
-        for layer, mean in enumerate(layers, 1)
-    ]
-    header = ["method", "step", "layer", "mean absolute change"]
-    return ReportTable("coarse_to_fine_layers", "Style layers", header, rows)
-
-
-def bands_table(changes: Mapping[str, Change]) -> ReportTable:
-    """Return the change by frequency band: one row per table, step and band."""
-    rows: list[list[Cell]] = [
-        [name, step, band, mean]
-        for name, change in changes.items()
-        for step, bands in enumerate(change.bands, 1)
-        for band, mean in zip(change.band_names, bands, strict=True)
-    ]
-    header = ["method", "step", "cycles an image side", "mean absolute change"]
-    return ReportTable("coarse_to_fine_bands", "Image frequencies", header, rows)
+def detail_tables(changes: Mapping[str, Change]) -> tuple[ReportTable, ReportTable]:
+    """Return the change by style layer and by frequency band: one row per table, step and part."""
+    layers: list[list[Cell]] = []
+    bands: list[list[Cell]] = []
+    for name, change in changes.items():
+        for step, means in enumerate(change.layers, 1):
+            layers += ([name, step, layer, mean] for layer, mean in enumerate(means, 1))
+        for step, means in enumerate(change.bands, 1):
+            parts = zip(change.band_names, means, strict=True)
+            bands += ([name, step, band, mean] for band, mean in parts)
+    value = "mean absolute change"
+    return (
+        ReportTable(
+            "coarse_to_fine_layers", "Style layers", ["method", "step", "layer", value], layers
+        ),
+        ReportTable(
+            "coarse_to_fine_bands",
+            "Image frequencies",
+            ["method", "step", "cycles an image side", value],
+            bands,
+        ),
+    )
 
 
 def _counts(faces: Mapping[str, int]) -> str:

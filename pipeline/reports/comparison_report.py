@@ -7,13 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import printable
-from pipeline.reports.coarse_to_fine import (
-    Change,
-    bands_table,
-    change_by_step,
-    groups_table,
-    layers_table,
-)
+from pipeline.reports.coarse_to_fine import Change, change_by_step, detail_tables, groups_table
 from pipeline.reports.evaluation import (
     Method,
     check_same_definitions,
@@ -28,7 +22,7 @@ from pipeline.reports.evaluation import (
 from pipeline.reports.faces import Faces, label, read_face_scalars
 from pipeline.reports.ground_truth import DEFINITION, METRIC, GroundTruth, with_distances
 from pipeline.reports.plots import change_in_steps, quality_against_time
-from pipeline.reports.requirements import ComparisonOptions, check_comparison
+from pipeline.reports.requirements import ComparisonOptions
 from pipeline.reports.sheets import REPORT_NAME, REPORT_TITLE, ReportTable, number
 from pipeline.storage import Store
 from pipeline.table import Table
@@ -53,18 +47,21 @@ def compare_tables(
 ) -> Report:
     """Compare tables over the same faces; `device` renders images for their frequencies.
 
-    Raises `RequestError` if they have different faces or metric definitions, or lack columns that
-    `options` needs.
+    Call `check_comparison` first. Raises `RequestError` if the tables have different faces or
+    metric definitions.
     """
-    check_comparison(tables, options)
     everything = [read_face_scalars(table) for table in tables]
     labels = _labels(tables, everything, options.labels)
     check_same_definitions(tables, labels)
     faces = same_faces(everything, labels, common=options.common)
     remarks = _left_out(labels, everything, faces)
     if options.ground_truth is not None:
-        faces, truths = _measured(tables, faces, options.ground_truth)
-        remarks += _about_truth(tables, labels, truths)
+        measured = [
+            with_distances(table, each, options.ground_truth)
+            for table, each in zip(tables, faces, strict=True)
+        ]
+        faces = [each for each, _ in measured]
+        remarks += _about_truth(tables, labels, [truth for _, truth in measured])
     methods = [
         Method(name, each, table.seconds_per_face())
         for table, name, each in zip(tables, labels, faces, strict=True)
@@ -88,16 +85,17 @@ def _report(
 ) -> Report:
     sheets = [comparison(methods), *([paired(methods)] if len(methods) > 1 else [])]
     sheets += [per_step(methods), per_bucket(methods)]
-    details: list[ReportTable] = []
+    details: Sequence[ReportTable] = ()
     files: dict[str, bytes] = {}
     if plots and metrics_of(methods):
         files["quality_against_time.png"] = quality_against_time(methods)
     if changes:
         sheets.append(groups_table(changes))
-        details = [layers_table(changes), bands_table(changes)]
+        details = detail_tables(changes)
         if plots:
             files["coarse_to_fine.png"] = change_in_steps(changes)
-    text = _text(tables, methods, sheets, [*notes(methods), *remarks], list(files))
+    remarks = [*(note for method in methods for note in notes(method)), *remarks]
+    text = _text(tables, methods, sheets, remarks, list(files))
     files |= {f"{sheet.name}.csv": sheet.to_csv().encode() for sheet in (*sheets, *details)}
     return Report({**files, REPORT_NAME: text.encode()}, sheets[0].to_markdown())
 
@@ -110,13 +108,6 @@ def _left_out(
         for name, each, chosen in zip(labels, everything, compared, strict=True)
         if len(chosen) < len(each)
     ]
-
-
-def _measured(
-    tables: Sequence[Table], faces: Sequence[Faces], pairs: str
-) -> tuple[list[Faces], list[GroundTruth]]:
-    measured = [with_distances(*each, pairs) for each in zip(tables, faces, strict=True)]
-    return [each for each, _ in measured], [truth for _, truth in measured]
 
 
 def _about_truth(
@@ -180,10 +171,8 @@ def _definitions(tables: Sequence[Table], methods: Sequence[Method]) -> str:
     definitions = {METRIC: DEFINITION}
     for table in reversed(tables):
         definitions |= {name: text for name, text in table.spec.metrics.items() if text}
-    names = [*metrics_of(methods), "best_step"]
-    lines = [f"* {_name(name)}: {definitions[name]}" for name in names if name in definitions]
+    shown = {**{name: label(name) for name in metrics_of(methods)}, "best_step": "best step"}
+    lines = [
+        f"* {text}: {definitions[name]}" for name, text in shown.items() if name in definitions
+    ]
     return "## What was measured\n\n" + "\n".join(lines) + "\n"
-
-
-def _name(metric: str) -> str:
-    return "best step" if metric == "best_step" else label(metric)

@@ -89,8 +89,10 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((MARGIN, MARGIN - 4), drawable(title), INK, font(20))
-    names = [f"best {step_name}"] if best_only else _step_names(step_name, n_steps)
-    for column, name in enumerate(_headers(n_bootstrap, names)):
+    bootstrap = ["inversion", *(f"inversion {number}" for number in range(2, n_bootstrap + 1))]
+    steps = [f"{step_name} {number}" for number in range(1, n_steps + 1)]
+    names = [*bootstrap[:n_bootstrap], *([f"best {step_name}"] if best_only else steps)]
+    for column, name in enumerate(["target", "average face", *names]):
         x = MARGIN + column * (cell[0] + GAP) + cell[0] / 2
         draw.text((x, top - HEADER / 2), drawable(name), INK, font(15), anchor="mm")
     for index, row in enumerate(rows):
@@ -98,15 +100,6 @@ def contact_sheet(
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
-
-
-def _step_names(name: str, count: int) -> list[str]:
-    return [f"{name} {number}" for number in range(1, count + 1)]
-
-
-def _headers(n_bootstrap: int, step_names: Sequence[str]) -> list[str]:
-    bootstrap = ["inversion", *_step_names("inversion", n_bootstrap)[1:]]
-    return ["target", "average face", *bootstrap[:n_bootstrap], *step_names]
 
 
 def _draw_row(sheet: Image.Image, row: SheetRow, y: int, cell: tuple[int, int]) -> None:

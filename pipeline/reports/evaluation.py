@@ -179,7 +179,8 @@ def per_step(methods: Sequence[Method]) -> ReportTable:
         seconds = method.cost_until(method.seconds)
         passes = method.cost_until(method.passes)
         for step in range(method.faces.max_steps):
-            means = [_mean(_step(method.faces, step), metric) for metric in metrics]
+            values = {name: steps[:, step] for name, steps in method.faces.per_step.items()}
+            means = [_mean(values, metric) for metric in metrics]
             rows.append([method.label, step + 1, *means, float(seconds[step]), float(passes[step])])
     return ReportTable(
         "per_step",
@@ -232,11 +233,6 @@ def per_bucket(methods: Sequence[Method]) -> ReportTable:
     )
 
 
-def notes(methods: Sequence[Method]) -> list[str]:
-    """Return notes for the report: unmeasured faces, repeated values, missing costs."""
-    return [note for method in methods for note in _notes(method)]
-
-
 def metrics_of(methods: Sequence[Method]) -> list[str]:
     """Return the metrics measured in any table, in the order of the report's columns."""
     names = dict.fromkeys(name for method in methods for name in method.faces.quality)
@@ -247,7 +243,8 @@ def metrics_of(methods: Sequence[Method]) -> list[str]:
     ]
 
 
-def _notes(method: Method) -> Iterator[str]:
+def notes(method: Method) -> Iterator[str]:
+    """Yield notes for the report: unmeasured faces, repeated values, missing costs."""
     faces = method.faces
     for metric, values in faces.quality.items():
         measured = interval(values).n
@@ -292,10 +289,6 @@ def _thirds(methods: Sequence[Method], trait: str) -> Iterator[tuple[str, Any]]:
     unknown = np.flatnonzero(np.isnan(values))
     if len(unknown):
         yield "not known", unknown
-
-
-def _step(faces: Faces, step: int) -> dict[str, Floats]:
-    return {metric: values[:, step] for metric, values in faces.per_step.items()}
 
 
 def _mean(values: Any, metric: str) -> Cell:

@@ -92,14 +92,14 @@ def same_images(selection: Selection, limit: int) -> tuple[int, list[dict[str, A
     Images are compared by the SHA-256 of their bytes. Each has `copies`, the number of its places,
     and the first and the last of their `keys`.
     """
-    counted = (
-        "SELECT source_sha256 AS sha256, count(DISTINCT (shard, key)) AS copies, min(key) AS "
-        f"first_key, max(key) AS last_key FROM {selection.source} WHERE source_sha256 <> '' "
-        "GROUP BY source_sha256 HAVING copies > 1"
+    rows = _rows(
+        selection,
+        "SELECT count(DISTINCT (shard, key)) AS copies, min(key) AS first_key, max(key) AS "
+        f"last_key, count(*) OVER () AS images FROM {selection.source} WHERE source_sha256 <> '' "
+        "GROUP BY source_sha256 HAVING copies > 1 ORDER BY copies DESC, source_sha256 "
+        f"LIMIT {limit}",
     )
-    (total,) = _rows(selection, f"SELECT count(*) AS n FROM ({counted})")
-    query = f"SELECT * EXCLUDE sha256 FROM ({counted}) ORDER BY copies DESC, sha256 LIMIT {limit}"
-    return int(total["n"]), _rows(selection, query)
+    return (rows[0]["images"] if rows else 0), rows
 
 
 def reject_reasons(selection: Selection) -> list[dict[str, Any]]:

@@ -58,14 +58,6 @@ class Faces:
             per_step={name: values[rows] for name, values in self.per_step.items()},
         )
 
-    def with_metric(self, name: str, quality: Floats, per_step: Floats) -> Faces:
-        """Return these faces with one more metric, [n] and [n, max_steps]."""
-        return replace(
-            self,
-            quality={**self.quality, name: quality},
-            per_step={**self.per_step, name: per_step},
-        )
-
 
 def read_face_scalars(table: Table) -> Faces:
     """Read the scalars of all faces, but no codes and no pictures."""
@@ -86,14 +78,15 @@ def read_face_scalars(table: Table) -> Faces:
     steps = _reals(rows, "steps")
     max_steps = int(np.nanmax(steps, initial=0))
     per_step = {
-        metric: repeat_last(_combined(rows, metric + _SUFFIX), max_steps) for metric in metrics
+        metric: repeat_last(rows[metric + _SUFFIX].combine_chunks(), max_steps)
+        for metric in metrics
     }
     for metric in table.spec.best_alone:
         # Means over the faces whose best step this is would say nothing about the step.
         per_step[metric] = np.full((len(steps), max_steps), np.nan)
     return Faces(
-        ids=_combined(rows, "image_id"),
-        sources=_combined(rows, "source_sha256"),
+        ids=rows["image_id"].combine_chunks(),
+        sources=rows["source_sha256"].combine_chunks(),
         methods=tuple(name for name in methods["method"].to_pylist() if name),
         refined=any(methods["refined"].to_pylist()),
         steps=steps,
@@ -135,12 +128,5 @@ def repeat_last(lists: pa.ListArray, width: int) -> Floats:
     return np.where(lengths > 0, padded[begin + steps], np.nan)
 
 
-def _combined(rows: pa.Table, name: str) -> pa.Array:
-    column = rows[name].combine_chunks()
-    # Newer Arrow versions return a chunked array without chunks for no rows.
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-
-
 def _reals(rows: pa.Table, name: str) -> Floats:
-    numbers = _combined(rows, name).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return cast(Floats, np.asarray(numbers, np.float64))
+    return cast(Floats, rows[name].cast(pa.float64()).to_numpy())

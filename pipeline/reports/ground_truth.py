@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.readers.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
-from pipeline.table.schema import codes_of, step_codes_of
+from pipeline.table.schema import STYLE_DIM, codes_of, step_codes_of
 
 METRIC = "w_plus_distance"
 DEFINITION = (
@@ -26,7 +26,6 @@ DEFINITION = (
     "rendered from (a W code stands for n_styles equal rows), lower is better"
 )
 _ROWS = 64
-_STYLE_DIM = 512
 
 Codes = Mapping[str, NDArray[np.float32]]  # key -> [512] or [n_styles, 512]
 
@@ -44,7 +43,7 @@ class GroundTruth:
     """Sums over the true codes and over the errors of each row of the inverted codes."""
 
     n: int = 0
-    total: Floats = field(default_factory=lambda: np.zeros(_STYLE_DIM))
+    total: Floats = field(default_factory=lambda: np.zeros(STYLE_DIM))
     squares: float = 0.0
     row_errors: Floats | float = 0.0  # [n_styles], summed squares
 
@@ -78,11 +77,13 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     shards = {shard.shard_id: shard for shard in list_shards(pairs)}
     batches, truth = [], GroundTruth()
     codes: tuple[str, Codes] = ("", {})
-    for batch in _batches(table):
+    steps = ", w_plus_per_step" if table.spec.columns.all_steps else ""
+    # In the order of part files, which is grouped by shard.
+    for batch in table.batches(f"SELECT image_id, shard, key, w_plus{steps} FROM latents", _ROWS):
         for shard_id in pc.unique(batch["shard"]).to_pylist():
             if shard_id in shards:
                 if shard_id != codes[0]:
-                    codes = shard_id, read_codes(shards[shard_id])
+                    codes = shard_id, _read_codes(shards[shard_id])
                 own = batch.filter(pc.equal(batch["shard"], shard_id))
                 batches.append(_measure(own, codes[1], table.spec.columns.n_styles, truth))
     if not truth.n:
@@ -96,23 +97,22 @@ def with_distances(table: Table, faces: Faces, pairs: str) -> tuple[Faces, Groun
     paired = rows.is_valid().to_numpy(zero_copy_only=False)
     chosen = rows.fill_null(0).to_numpy()
     kept = np.concatenate([batch.kept for batch in batches])[chosen]
-    steps = repeat_last(lists, faces.max_steps)[chosen]
-    kept, steps = np.where(paired, kept, np.nan), np.where(paired[:, None], steps, np.nan)
-    return faces.with_metric(METRIC, kept, steps), truth
+    per_step = repeat_last(lists, faces.max_steps)[chosen]
+    kept = np.where(paired, kept, np.nan)
+    per_step = np.where(paired[:, None], per_step, np.nan)
+    measured = replace(
+        faces,
+        quality={**faces.quality, METRIC: kept},
+        per_step={**faces.per_step, METRIC: per_step},
+    )
+    return measured, truth
 
 
-def read_codes(shard: Shard) -> Codes:
+def _read_codes(shard: Shard) -> Codes:
     """Read the true codes of a tar by key, float32. Raises what `code_members` raises."""
     if shard.kind != "tar":
         raise InputError(f"'{shard.uri}' is not a tar: {WANTED}")
     return dict(code_members(shard.uri))
-
-
-def _batches(table: Table) -> Iterator[pa.RecordBatch]:
-    """Return batches of ids and codes in the order of part files, grouped by shard."""
-    stored = table.spec.columns.all_steps
-    steps = ", w_plus_per_step" if stored else ""
-    return table.batches(f"SELECT image_id, shard, key, w_plus{steps} FROM latents", _ROWS)
 
 
 def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTruth) -> _Distances:
@@ -133,9 +133,9 @@ def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTr
 
 def _true_codes(batch: pa.RecordBatch, codes: Codes, n_styles: int) -> NDArray[np.float64]:
     """Return the true code of each row, [n, n_styles, 512]."""
-    all_true = np.empty((batch.num_rows, n_styles, _STYLE_DIM))
+    all_true = np.empty((batch.num_rows, n_styles, STYLE_DIM))
     for row, key in enumerate(batch["key"].to_pylist()):
-        true = codes[key].reshape(-1, _STYLE_DIM)
+        true = codes[key].reshape(-1, STYLE_DIM)
         if len(true) not in (1, n_styles):
             raise RequestError(
                 f"the true code of '{key}' has {len(true)} rows, but the table's have {n_styles}"

@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.reports.coarse_to_fine import GROUPS, Change
 from pipeline.reports.evaluation import Method, metrics_of
 from pipeline.reports.faces import label
-from pipeline.reports.requirements import require_matplotlib
 from pipeline.reports.statistics import Floats, Interval, interval
 
 if TYPE_CHECKING:
@@ -71,11 +70,7 @@ def change_in_steps(changes: Mapping[str, Change]) -> bytes:
 def new_figure(
     rows: int, columns: int, *, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels of `width` and `height` inches, and its panels, row by row.
-
-    Raises `RequestError` if matplotlib is not installed.
-    """
-    require_matplotlib()
+    """Return a figure of panels of `width` and `height` inches, and its panels, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

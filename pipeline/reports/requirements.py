@@ -21,15 +21,6 @@ def require_matplotlib() -> None:
         )
 
 
-def require_steps(table: Table) -> None:
-    """Raise `RequestError` if the table does not have the code of every step."""
-    if not table.spec.columns.all_steps:
-        raise RequestError(
-            f"the table '{table.store.root}' has no codes of single steps: make it with "
-            "--keep-steps for a coarse-to-fine analysis"
-        )
-
-
 @dataclass(frozen=True)
 class ComparisonOptions:
     """Options of a comparison of tables."""
@@ -51,9 +42,12 @@ def check_comparison(tables: Sequence[Table], options: ComparisonOptions) -> Non
         )
     if options.plots:
         require_matplotlib()
-    if options.coarse_to_fine:
-        for table in tables:
-            require_steps(table)
+    for table in tables if options.coarse_to_fine else ():
+        if not table.spec.columns.all_steps:
+            raise RequestError(
+                f"the table '{table.store.root}' has no codes of single steps: make it with "
+                "--keep-steps for a coarse-to-fine analysis"
+            )
     if options.ground_truth is not None:
         list_shards(options.ground_truth).first()
 

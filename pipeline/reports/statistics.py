@@ -48,13 +48,11 @@ def interval_of_sums(n: int, total: float, squares: float) -> Interval:
 
 
 def student_t(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t with `freedom` degrees of freedom, to 0.2 %.
+    """Return the 97.5 % quantile of Student's t with 1 or more degrees of freedom, to 0.2 %.
 
     Uses closed forms for 1 and 2, otherwise the expansion around the normal quantile (Abramowitz
     and Stegun, 26.7.5).
     """
-    if freedom < 1:
-        raise ValueError(f"degrees of freedom must be at least 1, got {freedom}")
     if freedom == 1:
         return math.tan(math.pi * (_LEVEL - 0.5))
     if freedom == 2:

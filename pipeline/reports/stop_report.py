@@ -100,10 +100,7 @@ def stop_csv(curve: StopCurve) -> str:
 
 
 def stop_plot(curve: StopCurve) -> bytes:
-    """Plot mean steps against mean L2 as PNG: adaptive curve, chosen rule, fixed steps.
-
-    Raises `RequestError` when matplotlib is not installed.
-    """
+    """Plot mean steps against mean L2 as PNG: adaptive curve, chosen rule, fixed steps."""
     figure, (axes,) = new_figure(1, 1, width=5.6, height=3.8)
     # Without the first step, whose high L2 would flatten the curve.
     fixed = [(point.steps, point.l2) for point in curve.fixed[1:]]

@@ -72,18 +72,10 @@ def _short(value: object) -> object:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
-def _tip(text: str) -> Markup:
-    return _element("title", text)
-
-
-def _joined(parts: Sequence[Markup]) -> Markup:
-    return Markup("").join(parts)
-
-
 def _figure(parts: Sequence[Markup], label: str, width: int, height: int) -> Markup:
     return _element(
         "svg",
-        _joined(parts),
+        Markup("").join(parts),
         class_="chart",
         viewBox=f"0 0 {width} {height}",
         role="img",
@@ -105,7 +97,7 @@ def histogram(each: Distribution) -> Markup:
         height = (bottom - _TOP - 8) * count / peak
         start = each.start + index * (each.end - each.start) / len(each.counts)
         end = each.start + (index + 1) * (each.end - each.start) / len(each.counts)
-        tip = _tip(f"{number(start)} to {number(end)}: {count:,} faces")
+        tip = _element("title", f"{number(start)} to {number(end)}: {count:,} faces")
         box = {"x": left + index * width + 0.5, "width": width - 1}
         if count:
             parts.append(
@@ -170,9 +162,10 @@ def curve(each: Curve, labels: Sequence[str], axis: str) -> Markup:
     ]
     every = math.ceil(len(points) / 6)
     for index, (point, label) in enumerate(zip(points, labels, strict=True)):
-        tip = _tip(
+        tip = _element(
+            "title",
             f"{axis} {label}: mean {number(point.mean)}, median {number(point.median)}, 80 % "
-            f"between {number(point.low)} and {number(point.high)}, {point.faces:,} faces"
+            f"between {number(point.low)} and {number(point.high)}, {point.faces:,} faces",
         )
         parts.append(_element("circle", tip, class_="dot", cx=x(index), cy=y(point.mean), r=3.5))
         if index % every == 0:
@@ -232,7 +225,7 @@ def scatter(points: NDArray[np.float32], values: Sequence[float | None], label: 
             )
         )  # fmt: skip
     return _element(
-        "svg", _joined(parts), class_="map", viewBox=f"0 0 {MAP_WIDTH} {MAP_HEIGHT}",
+        "svg", Markup("").join(parts), class_="map", viewBox=f"0 0 {MAP_WIDTH} {MAP_HEIGHT}",
         role="application", tabindex=0, aria_label=label, id="map",
     )  # fmt: skip
 

@@ -7,10 +7,10 @@ faces once, and only the columns that it needs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.metrics.registry import BY_NAME, METRICS
+from pipeline.metrics.registry import BY_NAME, METRICS, Metric
 from pipeline.reports.faces import TRAITS, columns_of, compared_metrics
 from pipeline.table.selection import Selection
 
@@ -117,11 +117,15 @@ def _expressions(selection: Selection) -> dict[str, str]:
 
 def _values(selection: Selection, expressions: Sequence[str]) -> str:
     """Return SQL of the finite values `v0`, `v1`, ... of the selected faces, others null."""
-    values = ", ".join(
+    return f"(SELECT {_finite(expressions)} FROM {selection.source})"
+
+
+def _finite(expressions: Sequence[str]) -> str:
+    """Return SQL of the values of `expressions` as `v0`, `v1`, ..., null where not finite."""
+    return ", ".join(
         f"CASE WHEN isfinite(({sql})::DOUBLE) THEN ({sql})::DOUBLE END AS v{index}"
         for index, sql in enumerate(expressions)
     )
-    return f"(SELECT {values} FROM {selection.source})"
 
 
 def _distributions(selection: Selection, faces: int, quantile: str) -> list[Distribution]:
@@ -142,7 +146,7 @@ def _distributions(selection: Selection, faces: int, quantile: str) -> list[Dist
     ]
     counts = _histograms(selection, [expressions[each.name] for each in measured], measured)
     return [
-        Distribution(**{**vars(each), "below": below, "counts": inside, "above": above})
+        replace(each, below=below, counts=inside, above=above)
         for each, (below, inside, above) in zip(measured, counts, strict=True)
     ]
 
@@ -216,8 +220,14 @@ def _statistics(columns: int, quantile: str) -> str:
     )
 
 
-def _point(x: float, statistics: Mapping[str, Any]) -> Point:
-    return Point(x, statistics["n"], statistics["a"], *statistics["q"])
+def _curve(metric: Metric, x: str, column: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """Return the curve of the statistics in `column` over the column `x`."""
+    points = tuple(
+        Point(row[x], each["n"], each["a"], *each["q"])
+        for row in rows
+        if (each := row[column])["n"]
+    )
+    return Curve(metric.name, metric.label, metric.higher_is_better, points)
 
 
 def _per_step(selection: Selection, quantile: str) -> tuple[tuple[Curve, ...], dict[int, int]]:
@@ -238,39 +248,24 @@ def _per_step(selection: Selection, quantile: str) -> tuple[tuple[Curve, ...], d
     steps = int(longest["n"][0].as_py() or 0)
     if not steps or not metrics:
         return (), {}
-    lists = ", ".join(
-        f"unnest({_extended(m.name, steps) if m.of_best_step else _cut(m.name, steps)}) AS u{i}"
-        for i, m in enumerate(metrics)
-    )
-    values = ", ".join(
-        f"CASE WHEN isfinite(u{i}::DOUBLE) THEN u{i}::DOUBLE END AS v{i}"
-        for i in range(len(metrics))
-    )
+    lists = ", ".join(f"unnest({_resized(m, steps)}) AS u{i}" for i, m in enumerate(metrics))
+    values = _finite([f"u{i}" for i in range(len(metrics))])
     rows = selection.table.arrow(
         f"SELECT step, count(*) FILTER (best_step = step) AS best, "
         f"{_statistics(len(metrics), quantile)} FROM (SELECT step, best_step, {values} "
         f"FROM (SELECT unnest(range(1, {steps + 1})) AS step, best_step, {lists} "
         f"FROM {selection.source})) GROUP BY step ORDER BY step"
     ).to_pylist()
-    curves = (
-        Curve(
-            metric.name,
-            metric.label,
-            metric.higher_is_better,
-            tuple(_point(row["step"], row[f"s{i}"]) for row in rows if row[f"s{i}"]["n"]),
-        )
-        for i, metric in enumerate(metrics)
-    )
+    curves = (_curve(metric, "step", f"s{i}", rows) for i, metric in enumerate(metrics))
     best = {int(row["step"]): int(row["best"]) for row in rows}
     return tuple(curve for curve in curves if curve.points), best
 
 
-def _cut(name: str, steps: int) -> str:
-    return f"list_resize({name}_per_step, {steps})"
-
-
-def _extended(name: str, steps: int) -> str:
-    return f"list_resize({name}_per_step, {steps}, {name}_per_step[len({name}_per_step)])"
+def _resized(metric: Metric, steps: int) -> str:
+    """Return SQL of a metric by step for all `steps`; quality keeps its last value."""
+    column = f"{metric.name}_per_step"
+    last = f", {column}[len({column})]" if metric.of_best_step else ""
+    return f"list_resize({column}, {steps}{last})"
 
 
 def _by_trait(
@@ -297,12 +292,6 @@ def _by_trait(
     by_trait = {}
     for t, trait in enumerate(traits):
         groups = [row for row in rows if row["trait"] == t]
-        curves = (_group_curve(name, f"s{i}", groups) for i, name in enumerate(metrics))
+        curves = (_curve(BY_NAME[name], "x", f"s{i}", groups) for i, name in enumerate(metrics))
         by_trait[trait.name] = tuple(curve for curve in curves if curve.points)
     return by_trait
-
-
-def _group_curve(name: str, column: str, groups: Sequence[Mapping[str, Any]]) -> Curve:
-    metric = BY_NAME[name]
-    points = tuple(_point(row["x"], row[column]) for row in groups if row[column]["n"])
-    return Curve(name, metric.label, metric.higher_is_better, points)

@@ -30,7 +30,7 @@ from pipeline.reports.face_sample import (
 )
 from pipeline.reports.faces import columns_of, compared_metrics
 from pipeline.reports.report_extras import ReportExtras
-from pipeline.reports.svg_charts import curve, histogram, number, scatter, share_bar
+from pipeline.reports.svg_charts import curve, decimals_of, histogram, number, scatter, share_bar
 from pipeline.reports.table_numbers import (
     TRAIT_LABELS,
     TRAIT_TEXTS,
@@ -389,10 +389,7 @@ def _faces(data: ReportData) -> dict[str, Any]:
 
 def _decimals(data: ReportData, name: str) -> int:
     values = sorted(abs(row[name]) for row in data.rows if isinstance(row[name], float))
-    if not values:
-        return 0
-    text = number(values[len(values) // 2])
-    return len(text.partition(".")[2])
+    return decimals_of(values[len(values) // 2]) if values else 0
 
 
 def _value(value: float | None, decimals: int) -> tuple[str | None, str]:

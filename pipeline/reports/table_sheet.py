@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -52,11 +52,18 @@ def table_sheet(selection: Selection, *, title: str = "") -> TableSheet:
         )
     table = selection.table
     model, targets = model_of(table), Targets(table)
-    drawing = _Rows(model, to_pixels(average_image(model)))
-    if first := first_model_of(table):
-        steps = int(table.spec.config.get("bootstrap_steps") or 1)
-        drawing = _BootstrappedRows(model, to_pixels(average_image(first)), first, steps)
-    rows = [drawing.row(face, target) for face, target in _faces(selection, targets)]
+    first = first_model_of(table)
+    first_steps = int(table.spec.config.get("bootstrap_steps") or 1)
+    average = to_pixels(average_image(first or model))
+    rows = []
+    for face, target in _faces(selection, targets):
+        row = SheetRow(target, average, _steps(model, face), label=face["image_id"])
+        if first:
+            # No metrics: distances to a photograph do not measure the quality of a cartoon.
+            rows.append(replace(row, bootstrap=_first_inversion(first, first_steps, target)))
+        else:
+            l2, lpips = _listed(face["l2"]), _listed(face["lpips"])
+            rows.append(replace(row, l2=l2, lpips=lpips, best_step=face.get("best_step")))
     picture = contact_sheet(
         rows,
         title=title,
@@ -77,55 +84,20 @@ def _faces(
         yield from ((face, crops.get(face["image_id"])) for face in group)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of a sheet."""
-
-    model: RestyleModel
-    average: Pixels
-
-    def row(self, face: dict[str, Any], target: Pixels | None) -> SheetRow:
-        """Return the row of a face."""
-        return SheetRow(
-            target=target,
-            average=self.average,
-            steps=self.steps(face),
-            label=face["image_id"],
-            l2=_listed(face["l2"]),
-            lpips=_listed(face["lpips"]),
-            best_step=face.get("best_step"),
-        )
-
-    def steps(self, face: dict[str, Any]) -> list[Pixels]:
-        """Render the kept steps of a face, or the best one alone."""
-        codes = np.array(face["codes"], np.float32)
-        frames = render_each(self.model, torch.from_numpy(codes.reshape(-1, *codes.shape[-2:])))
-        return [to_pixels(pooled(frame, self.model.input_size)) for frame in frames]
+def _steps(model: RestyleModel, face: dict[str, Any]) -> list[Pixels]:
+    """Render the kept steps of a face, or the best one alone."""
+    codes = np.array(face["codes"], np.float32)
+    frames = render_each(model, torch.from_numpy(codes.reshape(-1, *codes.shape[-2:])))
+    return [to_pixels(pooled(frame, model.input_size)) for frame in frames]
 
 
-@dataclass(frozen=True)
-class _BootstrappedRows(_Rows):
-    """Rows of faces that started from another model's inversion, repeated here.
-
-    They have no metrics: distances to a photograph do not measure the quality of a cartoon.
-    """
-
-    first: RestyleModel
-    first_steps: int
-
-    def row(self, face: dict[str, Any], target: Pixels | None) -> SheetRow:
-        """Return the row of a face; without a target the first model's steps are unknown too."""
-        bootstrap: Sequence[Pixels | None] = [None] * self.first_steps
-        if target is not None:
-            inversion = invert(self.first, to_unit(target)[None], steps=self.first_steps)
-            bootstrap = [to_pixels(image) for image in inversion.step_images[0]]
-        return SheetRow(
-            target=target,
-            average=self.average,
-            bootstrap=bootstrap,
-            steps=self.steps(face),
-            label=face["image_id"],
-        )
+def _first_inversion(
+    model: RestyleModel, steps: int, target: Pixels | None
+) -> Sequence[Pixels | None]:
+    """Repeat the inversion that a bootstrapped face started from; unknown without a target."""
+    if target is None:
+        return [None] * steps
+    return list(map(to_pixels, invert(model, to_unit(target)[None], steps=steps).step_images[0]))
 
 
 def _listed(values: Any) -> Sequence[float | None]:

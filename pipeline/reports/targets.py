@@ -142,37 +142,30 @@ class Targets:
         by_name: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             by_name[row[name]].append(row)
-        samples = _files(by_name) if is_slice else self._members(shard_id, set(by_name))
+        if is_slice:
+            samples = _files(by_name)
+        else:
+            members = read_samples(self._shard(shard_id), set(by_name), self._options)
+            samples = ((sample.key, sample) for sample in members)
         for name, sample in samples:
             yield from ((row, sample) for row in by_name.pop(name, ()))
             if not by_name:
                 return
 
-    def _members(self, shard_id: str, keys: set[str]) -> Iterator[tuple[str, Sample]]:
-        for sample in read_samples(self._shard(shard_id), keys, self._options):
-            yield sample.key, sample
-
     def _shard(self, shard_id: str) -> Shard:
         """Return the archive of a shard as it is now; rows compare the hashes of its images."""
-        if shard_id not in self._shards:
-            store = self.table.store
-            if store.exists(manifest_name(shard_id)):
-                record = read_shard_record(store, shard_id)
-                entry = file_entry(record.uri)
-                kind: Any = record.kind
-                shard = Shard(shard_id, record.uri, kind, entry.size, entry.etag)
-                self._shards[shard_id] = shard
-            else:
-                self._list_up_to(shard_id)
-        return self._shards[shard_id]
-
-    def _list_up_to(self, shard_id: str) -> None:
-        """List the table's input until the shard comes: one that is not committed yet."""
-        for shard in self._listing:
+        store = self.table.store
+        if shard_id not in self._shards and store.exists(manifest_name(shard_id)):
+            record = read_shard_record(store, shard_id)
+            entry = file_entry(record.uri)
+            kind: Any = record.kind
+            self._shards[shard_id] = Shard(shard_id, record.uri, kind, entry.size, entry.etag)
+        while shard_id not in self._shards:  # not committed yet: the input is listed up to it
+            shard = next(self._listing, None)
+            if shard is None:
+                raise TableError(f"the input of the table has no shard '{shard_id}' any more")
             self._shards[shard.shard_id] = shard
-            if shard.shard_id == shard_id:
-                return
-        raise TableError(f"the input of the table has no shard '{shard_id}' any more")
+        return self._shards[shard_id]
 
     @cached_property
     def _listing(self) -> Iterator[Shard]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.interop.file_series import Series, SeriesOptions  # noqa: E402
+from pipeline.interop.file_series import Series  # noqa: E402
 from pipeline.interop.parquet_codes import ParquetCodes  # noqa: E402
 from pipeline.interop.parquet_files import export_parquet  # noqa: E402
 from pipeline.table import Columns, open_for_writing, open_table  # noqa: E402
@@ -93,9 +93,9 @@ def export(root: str, output: str, *, shuffled: bool) -> dict[str, Any]:
     """Measure the export in this process."""
     started = time.perf_counter()
     order = "md5(image_id)" if shuffled else ""
-    options = SeriesOptions(100_000, None if shuffled else "image_id")
     selection = Selection(open_table(root), order=order)
-    result = export_parquet(Series.of(selection, options, "parquet"), output)
+    sort_by = None if shuffled else "image_id"
+    result = export_parquet(Series.of(selection, "parquet", 100_000, sort_by=sort_by), output)
     return {
         "files": result["files"],
         "export_seconds": round(time.perf_counter() - started, 1),

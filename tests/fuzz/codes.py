@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.interop.codes import read_code
 from pipeline.interop.pickled_codes import latents_file, read_latents
-from pipeline.interop.single_code import read_code
 from tests.fuzz import words
 from tests.fuzz.archives import json_text
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind

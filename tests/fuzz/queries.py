@@ -94,8 +94,8 @@ def _tasks(table: Table, case: Case, names: dict[str, str]) -> list[Callable[[],
             lambda: table.arrow(filled("query"), x=_FRAME),
         ]
     return [
-        lambda: NamedSelection(table, filled("where") or "x").counts(),
-        lambda: list(NamedSelection(table, filled("where") or "x").named_rows()),
+        lambda: NamedSelection(table, filled("where") or "x").count(),
+        lambda: list(NamedSelection(table, filled("where") or "x").named_rows("key")),
         lambda: check_condition(table, filled("where")),
     ]
 

@@ -13,8 +13,8 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.interop.code_files import FaceName, faces_of, open_codes
+from pipeline.interop.codes import read_code
 from pipeline.interop.pickled_codes import latents_file
-from pipeline.interop.single_code import read_code
 from tests.interop.codes import Attack, codes
 
 

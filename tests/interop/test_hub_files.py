@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.file_series import Series, SeriesOptions
+from pipeline.interop.file_series import Series
 from pipeline.interop.hub_files import export_hub
 from pipeline.table import Columns, Table
 from pipeline.table.selection import Selection
@@ -42,7 +42,7 @@ def table(tmp_path: Path) -> Table:
 
 
 def export(table: Table, out: Path, render: Any = None) -> dict[str, Any]:
-    series = Series.of(Selection(table), SeriesOptions(2), "huggingface", [render is not None])
+    series = Series.of(Selection(table), "huggingface", 2, pictures=[render is not None])
     return export_hub(series, str(out), render)
 
 

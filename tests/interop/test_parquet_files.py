@@ -10,14 +10,15 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop import row_order
-from pipeline.interop.code_files import open_codes
-from pipeline.interop.file_series import Series, SeriesOptions
-from pipeline.interop.lineage import lineage_of, lineage_of_export
+from pipeline.interop.code_files import faces_of, open_codes
+from pipeline.interop.file_series import Series
+from pipeline.interop.lineage import lineage_of
 from pipeline.interop.parquet_codes import CodeFile, ParquetCodes
 from pipeline.interop.parquet_files import export_parquet
 from pipeline.storage import Store
@@ -50,7 +51,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 def export(table: Table, out: object, rows: int = 100, **options: Any) -> dict[str, int]:
     sort_by = options.pop("sort_by", None)
-    series = Series.of(Selection(table, **options), SeriesOptions(rows, sort_by), "parquet")
+    series = Series.of(Selection(table, **options), "parquet", rows, sort_by=sort_by)
     return export_parquet(series, str(out))
 
 
@@ -171,7 +172,7 @@ def test_an_id_twice_in_the_table_is_refused(tmp_path: Path) -> None:
 def test_codes_come_back_with_their_faces(table: Table, tmp_path: Path) -> None:
     export(table, tmp_path / "out", where="l2 < 0.2")
     codes = open_codes(str(tmp_path / "out"))
-    lineage = lineage_of_export(codes.origin)
+    lineage = codes.origin
     assert lineage is not None
     assert lineage.uri == table.store.root
     names = list(codes.names)
@@ -191,11 +192,28 @@ def test_files_of_other_writers_are_read_by_their_columns(table: Table, tmp_path
     )
     codes = open_codes(edited)
     assert CodeFile(Store(str(tmp_path)), "edited.parquet").plain is None
-    assert lineage_of_export(codes.origin) is None, "it does not name its table"
-    lineage = lineage_of(codes.names, table.store.root, codes.origin and codes.origin.image_ids)
+    assert codes.origin is not None
+    assert not codes.origin.uri, "it does not name its table"
+    lineage = lineage_of(codes.names, table.store.root, codes.origin.image_ids)
     assert (len(lineage.image_ids), lineage.unmatched) == (len(list(codes.names)), 0)
     for name in list(codes.names)[::9]:
         np.testing.assert_array_equal(codes.read(name)[0], table.w_plus([name])[0])
+
+
+def test_columns_of_numbers_name_codes_and_lists_do_not(tmp_path: Path) -> None:
+    codes = pa.array([code("a").tolist()], pa.list_(pa.list_(pa.float16())))
+    pq.write_table(pa.table({"name": [7], "w_plus": codes}), tmp_path / "a.parquet")
+    assert [key for key, _ in faces_of(open_codes(str(tmp_path)).names)] == ["7"]
+    pq.write_table(pa.table({"key": [["7"]], "w_plus": codes}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="column key of type list<element: string>, expected text"):
+        open_codes(str(tmp_path))
+
+
+def test_files_without_rows_are_refused(table: Table, tmp_path: Path) -> None:
+    empty = table.spec.columns.latents_schema().empty_table()
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="has no codes: its Parquet files have no rows"):
+        open_codes(str(tmp_path))
 
 
 def test_an_export_to_a_bucket_is_read_by_ranges(table: Table, s3: Bucket) -> None:

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import webdataset
 
 from pipeline.errors import ConfigError, InputError
 from pipeline.interop.code_files import open_codes
-from pipeline.interop.exporting import NamedSelection, Naming
+from pipeline.interop.exporting import NamedSelection, Naming, code_file
 from pipeline.interop.file_names import from_sample_key, to_sample_key
-from pipeline.interop.file_series import Series, SeriesOptions
-from pipeline.interop.lineage import lineage_of_export
-from pipeline.interop.tar_shards import PLAN_NAME, Samples, export_tars
+from pipeline.interop.file_series import Series
+from pipeline.interop.tar_shards import PLAN_NAME, export_tars
 from pipeline.storage import ReadOptions, list_shards, read_samples
 from pipeline.table import Columns, Table
 from tests.interop.tables import table_of
@@ -42,8 +42,8 @@ def table(tmp_path: Path) -> Table:
 def export(table: Table, out: Path, naming: Naming = "basename", **form: Any) -> dict[str, int]:
     selection = NamedSelection(table, naming=naming)
     settings = [naming, *map(str, form)]
-    series = Series.of(selection, SeriesOptions(2), "webdataset", settings)
-    return export_tars(series, selection, str(out), Samples(**form))
+    series = Series.of(selection, "webdataset", 2, pictures=settings)
+    return export_tars(series, selection, str(out), **form)
 
 
 # webdataset leaves its files to the garbage collector.
@@ -86,7 +86,7 @@ def test_codes_of_shards_come_back_with_their_faces(table: Table, tmp_path: Path
         content = io.BytesIO(archive.extractfile("1.pth").read())  # type: ignore[union-attr]
     assert torch.load(content, weights_only=True).dtype == torch.float32
     codes = open_codes(str(tmp_path / "out"))
-    lineage = lineage_of_export(codes.origin)
+    lineage = codes.origin
     assert lineage is not None
     assert lineage.image_ids == {f"{key}#0": f"s-0/{key}#0" for key in KEYS}
     for key in KEYS:
@@ -119,6 +119,28 @@ def test_damaged_shards_are_refused_in_one_line(table: Table, tmp_path: Path) ->
         archive.addfile(info, io.BytesIO(json.dumps({}).encode()))
     with pytest.raises(InputError, match=r"has no codes: expected \.npy or \.pth"):
         open_codes(str(shard))
+
+
+def test_json_of_many_samples_is_not_kept_in_memory(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(50):
+            facts = {"image_id": f"s/{number}#0", "caption": "x" * 200_000}
+            for name, content in (
+                (f"{number}.json", json.dumps(facts).encode()),
+                (f"{number}.npy", code_file(code(str(number)), "npy")),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    tracemalloc.start()
+    try:
+        codes = open_codes(str(tmp_path / "a.tar"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000
+    assert codes.origin is not None
+    assert codes.origin.image_ids["7"] == "s/7#0"
 
 
 @pytest.mark.parametrize("name", [*KEYS, "", "a/", "%", "/x", "a//b", "x.y.z"])

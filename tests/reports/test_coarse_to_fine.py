@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import ModelError, RequestError
+from pipeline.errors import ModelError
 from pipeline.models import load_model
 from pipeline.reports.coarse_to_fine import (
     Change,
-    bands_table,
     change_by_step,
+    detail_tables,
     groups_table,
     laplacian_bands,
-    layers_table,
 )
 from pipeline.table import Columns
 from tests.reports.compared import face, write_table
@@ -69,11 +68,6 @@ def test_number_of_rendered_faces_is_limited(kept):
     assert (change.rendered, change.bands[0][0].n, change.layers[0][0].n) == (1, 1, 2)
 
 
-def test_table_without_steps_names_the_flag(make_table):
-    with pytest.raises(RequestError, match="--keep-steps"):
-        change_by_step(make_table(), images=1)
-
-
 def test_model_with_other_weights_is_refused(kept):
     path = Path(kept.store.root) / "_table.json"
     document = json.loads(path.read_text())
@@ -85,7 +79,7 @@ def test_model_with_other_weights_is_refused(kept):
 
 def test_report_tables_have_all_rows(kept):
     change = change_by_step(kept, images=1)
-    sheets = [sheet({"m": change}) for sheet in (groups_table, layers_table, bands_table)]
+    sheets = [groups_table({"m": change}), *detail_tables({"m": change})]
     assert [len(sheet.rows) for sheet in sheets] == [2, 2 * 10, 2 * 5]
     assert "faces rendered: m 1." in sheets[0].note
 

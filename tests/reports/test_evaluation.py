@@ -62,7 +62,7 @@ def test_time_until_a_step_excludes_stopped_faces(method):
     adaptive = method({"a": face([0.5, 0.3, 0.1]), "b": face([0.2])}, seconds=4.0)
     # Two seconds per step: both faces have the first step, one the second and third.
     np.testing.assert_allclose(adaptive.cost_until(adaptive.seconds), [2.0, 3.0, 4.0])
-    assert notes([adaptive]) == [
+    assert list(notes(adaptive)) == [
         "m: faces have 1 to 3 steps; in the means of later steps a face that has stopped keeps "
         "its last value."
     ]
@@ -91,7 +91,7 @@ def test_difference_covers_faces_measured_in_both(method):
     second = method({"a": face([0.1]), "b": face([0.1]), "c": face([0.1], **unseen)}, "two")
     (difference,) = column(paired([first, second]), "ID difference")
     assert (difference.n, difference.mean) == (1, pytest.approx(0.1))
-    assert "one: ID over 2 of 3 faces." in notes([first, second])
+    assert "one: ID over 2 of 3 faces." in notes(first)
 
 
 def test_incomplete_means_state_their_number(method):
@@ -121,7 +121,7 @@ def test_unknown_trait_is_a_separate_bucket(method):
 
 def test_refined_table_notes_the_missing_cost(method):
     refined = method({"a": face([0.1], method="hybrid", refined_from="s-0/a#0")}, seconds=1.0)
-    assert notes([refined]) == [
+    assert list(notes(refined)) == [
         "m: started from codes of another table, whose cost is not included in seconds, steps and "
         "generator passes."
     ]

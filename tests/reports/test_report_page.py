@@ -132,6 +132,12 @@ def test_points_of_the_map_lead_to_their_rows(browser: Browser) -> None:
     assert browser.run("document.querySelector('#point').textContent").startswith(row[1])
     browser.click(".point", 7)
     assert browser.run(picked) != []
+    browser.click("#text")
+    browser.type("no such name")
+    browser.run("document.querySelector('.point[data-i=\"110\"]').dispatchEvent("
+                "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
+    assert browser.run("document.querySelector('tr.picked')?.dataset.i") == "110"
+    assert browser.run("document.querySelectorAll('.point[opacity=\"0.12\"]').length") == 0
     colours = "Array.from(document.querySelectorAll('.point')).map(p => p.classList[1])"
     before = browser.run(colours)
     browser.run("(s => { s.value = '0'; s.dispatchEvent(new Event('change')); })("

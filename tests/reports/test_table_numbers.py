@@ -141,7 +141,14 @@ def test_the_map_holds_the_principal_components() -> None:
 def test_images_with_the_same_bytes_are_listed(selection: Selection) -> None:
     assert same_images(selection, 5) == (
         1,
-        [{"copies": 2, "first_key": "photos/002.jpg", "last_key": "photos/003.jpg"}],
+        [
+            {
+                "copies": 2,
+                "first_key": "photos/002.jpg",
+                "last_key": "photos/003.jpg",
+                "images": 1,
+            }
+        ],
     )
 
 

@@ -297,11 +297,11 @@ NO_CONDITIONS = (
 
 
 def _of_export(table: Table, where: str) -> object:
-    return list(NamedSelection(table, where).named_rows())
+    return list(NamedSelection(table, where).named_rows("key"))
 
 
 def _of_counts(table: Table, where: str) -> object:
-    return NamedSelection(table, where).counts()
+    return NamedSelection(table, where).count()
 
 
 def _of_starts(table: Table, where: str) -> object:
@@ -343,7 +343,7 @@ def test_a_condition_is_one_condition(
 )
 def test_a_condition_with_odd_text_selects_rows(filled: str, where: str) -> None:
     check_condition(open_table(filled), where)
-    assert NamedSelection(open_table(filled), where).counts()[0] in (0, 8)
+    assert NamedSelection(open_table(filled), where).count() in (0, 8)
     assert condition(where).startswith(f"({where}")
 
 
@@ -351,7 +351,7 @@ def test_a_condition_may_compare_with_other_rows(filled: str) -> None:
     chosen = NamedSelection(
         open_table(filled), "l2 = (SELECT min(l2) FROM latents) AND shard = 's-0'"
     )
-    assert chosen.counts()[0] == 4
+    assert chosen.count() == 4
     with pytest.raises(RequestError, match="condition on one row, without a SELECT"):
         check_condition(open_table(filled), "l2 = (FROM (VALUES (1)))")
 

@@ -105,7 +105,10 @@
       byId("point").textContent = `${row.cells[0].title}: ${name} ${row.cells[column].textContent}`;
     }
     if (!scroll) return;
-    if (!shown.includes(row)) { byId("filters").reset(); shown = order.filter(() => true); }
+    if (!shown.includes(row)) {
+      controls.text.value = controls.from.value = controls.to.value = "";
+      filter();
+    }
     page = Math.floor(shown.indexOf(row) / size);
     draw();
     row.scrollIntoView({ block: "center" });
