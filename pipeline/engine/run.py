@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 # First: it sets the environment that Ray reads when it is imported.
@@ -32,7 +32,7 @@ from pipeline.engine.prometheus import PrometheusMetrics
 from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
 from pipeline.engine.record import RunRecorder
 from pipeline.engine.shard_source import shard_source
-from pipeline.engine.stages import STAGES, JobStage
+from pipeline.engine.stages import STAGES, StageTypes, build_stages
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.signals import Interrupted, handlers_restored, interruptible
@@ -47,7 +47,6 @@ from pipeline.table import (
     write_card,
 )
 
-StageTypes = Sequence[type[JobStage]]
 Listeners = tuple[Listener, ...]
 
 
@@ -86,7 +85,7 @@ def _execute(
         resources = joined.without(checks.unused) if checks else joined
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
-        built = [stage.of(plan.job, plan.writer, device) for stage in stages]
+        built = build_stages(stages, plan.job, plan.writer, device)
         metrics = PrometheusMetrics(built)
         ledger = Ledger(plan, outcome, (*listeners, metrics))
         steps = [metrics.observe, *([lambda _: checks.poll()] if checks else [])]

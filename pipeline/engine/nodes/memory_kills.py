@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import ray
 
-from pipeline.engine.stages import STAGES, JobStage
+from pipeline.engine.stages import STAGES, Stage
 
 POLL_EVERY_S = 10.0  # the interval at which Ray exports
 _ANSWER_WITHIN_S = 2.0
@@ -29,7 +29,7 @@ class Sizes(Protocol):
     max_pixels: int
 
 
-def _ray_name(stage: type[JobStage]) -> str:
+def _ray_name(stage: type[Stage]) -> str:
     """Return the part of a Ray worker's name that identifies the stage, in a benchmark too."""
     return f"{stage.__name__})" if stage.resources.is_pool else f"FlatMap({stage.__name__})"
 

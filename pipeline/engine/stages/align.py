@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
 from pipeline.engine.messages import FaceBatch, SampleBatch
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.face_columns import (
     ALIGNMENT_COLUMNS,
     REJECT_COLUMNS,
@@ -22,11 +22,6 @@ from pipeline.face_columns import (
 )
 from pipeline.images import Rejection, RejectReason
 from pipeline.storage import Store
-
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 FACES = pa.schema(
     [
@@ -85,7 +80,7 @@ def _target_name(targets: Store, key: str) -> str | None:
     return next((name for name in names if targets.exists(name)), None)
 
 
-class Align(JobStage):
+class Align(Stage):
     """Decodes and aligns the samples of a part in a child process, which an image may crash."""
 
     name = "align"
@@ -96,12 +91,6 @@ class Align(JobStage):
         self.settings = settings
         self.targets = Store(target) if target else None  # images to compare with, by key
         self.aligner: IsolatedAligner | None = None
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job."""
-        del writer, device
-        return cls(job.alignment, job.target)
 
     def setup(self) -> None:
         """Create the aligner; its child process starts with the first part."""

@@ -20,17 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pipeline.engine.messages import Batch, Failure, Message, Row, from_row, kind_of, to_row
 from pipeline.engine.nodes.node_registry import wait_for_verdict
 from pipeline.engine.private_folder import is_private
 from pipeline.machine import memory_limit
-
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 # Above 1, as a crash also counts for other parts in the worker, and workers die for other reasons.
 MAX_CRASHES = 5
@@ -66,15 +61,6 @@ class Stage(ABC):
     @abstractmethod
     def process(self, batch: Any) -> Message | Iterator[Message]:
         """Return the batch for the next stage, or yield several."""
-
-
-class JobStage(Stage):
-    """Stage of a job that writes a table."""
-
-    @classmethod
-    @abstractmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Create the stage of a job on the driver; Ray sends it to the workers."""
 
 
 class Worker:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 
 from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.stages.align import count_reasons
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.table import Columns, as_array, image_id
 
 if TYPE_CHECKING:
-    from pipeline.choices import Device
     from pipeline.engine.inverter import Inverter, InvertSettings
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 Codes = dict[str, NDArray[np.float32]]  # image id -> [n_styles, 512]
 
 
-class Invert(JobStage):
+class Invert(Stage):
     """Inverts parts; batches stay inside a part, so that a retry sees the same ones."""
 
     name = "invert"
@@ -38,13 +35,6 @@ class Invert(JobStage):
 
     def __init__(self, settings: InvertSettings, columns: Columns) -> None:
         self.settings, self.columns = settings, columns
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job."""
-        del writer
-        # An actor with a GPU must not invert on the CPU of a node whose driver is broken.
-        return cls(replace(job.inversion, device=device), job.columns)
 
     def setup(self) -> None:
         """Load the models and the metric networks."""

@@ -22,7 +22,7 @@ from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import make_plan
 from pipeline.engine.ray_callbacks import StallDetector, run_settings
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
-from pipeline.engine.stages import Read, Write
+from pipeline.engine.stages import Read, Write, build_stages
 from pipeline.errors import ClusterError
 from pipeline.table import RunRecord
 from tests.engine.on_ray import MARKS
@@ -72,7 +72,7 @@ def executed(
 
     plan = make_plan(config)
     types = (Read, SimulatedAlign, invert, Write)
-    stages = [stage.of(plan.job, plan.writer, "cpu") for stage in types]
+    stages = build_stages(types, plan.job, plan.writer, "cpu")
     workers = {"read": 2, "align": 1, "invert": 1, "write": 1}
     pools = Pools(workers, reserved_cpus(on_gpu=on_gpu), on_gpu)
     with run_settings():
