@@ -20,6 +20,9 @@ from typing import Any
 import ray
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 
+from pipeline.engine.address import in_cluster
+from pipeline.machine import whole_cpus
+
 ASK_EVERY_S = 5.0
 # A node takes minutes to start: a shorter demand is not requested.
 DEBOUNCE_S = 20.0
@@ -152,24 +155,22 @@ class LaterGrowth:
             self.ray_own.try_trigger_scaling()
 
 
-def grow_later(executor: Any) -> None:
-    """Install `LaterGrowth` in an execution that is about to start, if CPUs invert.
-
-    With several GPUs an earlier first part is worth less than the seconds of those that wait.
-    """
-    topology = executor._topology
-    if not any(operator.min_scheduling_resources().gpu for operator in topology):
-        executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, topology)
-
-
-def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:
-    """Install the backlog autoscaler in an execution that is about to start.
+def install_autoscaler(executor: Any, *, nodes_may_come: bool) -> None:
+    """Install our autoscaler in an execution that is about to start: on clusters that of the
+    backlog, on a machine with few cores `LaterGrowth`, if CPUs invert.
 
     `nodes_may_come` says whether Ray's own autoscaler runs and can start nodes.
     """
-    executor._cluster_autoscaler = BacklogAutoscaler(
-        executor._cluster_autoscaler, executor._topology, nodes_may_come=nodes_may_come
-    )
+    topology = executor._topology
+    if in_cluster():
+        executor._cluster_autoscaler = BacklogAutoscaler(
+            executor._cluster_autoscaler, topology, nodes_may_come=nodes_may_come
+        )
+        return
+    # With several GPUs an earlier first part is worth less than the seconds of those that wait.
+    on_gpu = any(operator.min_scheduling_resources().gpu for operator in topology)
+    if whole_cpus() < FEW_CORES and not on_gpu:
+        executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, topology)
 
 
 def requested_workers(executor: Any) -> dict[Any, int]:

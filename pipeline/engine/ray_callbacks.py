@@ -24,10 +24,10 @@ from ray._private.node import Node
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline.engine.address import in_cluster, shows_ray_log
+from pipeline.engine.address import shows_ray_log
+from pipeline.engine.ray_autoscaler import install_autoscaler
 from pipeline.engine.stages.base import set_crash_folder
 from pipeline.errors import ClusterError
-from pipeline.machine import whole_cpus
 
 # Releases of Ray that the engine is tested on, as in pyproject.toml.
 TESTED_RAY = ((2, 57), (2, 60))
@@ -40,7 +40,7 @@ _RUN = "restyle_run"  # in Ray Data's context
 
 @dataclass(frozen=True)
 class _Hooks:
-    on_start: tuple[Hook, ...]
+    on_start: Hook
     on_step: tuple[Hook, ...]
 
 
@@ -51,10 +51,9 @@ class RunCallbacks(ExecutionCallback):
     """Calls the hooks of the run that an execution belongs to."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Call the run's start hooks."""
+        """Call the run's start hook."""
         if hooks := _hooks(executor):
-            for start in hooks.on_start:
-                start(executor)
+            hooks.on_start(executor)
 
     def on_execution_step(self, executor: Any) -> None:
         """Call the run's step hooks; many times per second."""
@@ -88,8 +87,8 @@ def run_settings(
         context.execution_no_progress_timeout_s = -1  # off
     if RunCallbacks not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(RunCallbacks)
-    own_steps = (_forget_block_stats, StallDetector().check)
-    _runs[key] = _Hooks(_start_hooks(nodes_may_come), (*own_steps, *steps))
+    on_start = partial(install_autoscaler, nodes_may_come=nodes_may_come)
+    _runs[key] = _Hooks(on_start, (_forget_block_stats, StallDetector().check, *steps))
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,14 +98,6 @@ def run_settings(
     finally:
         logger.setLevel(level)
         del _runs[key]
-
-
-def _start_hooks(nodes_may_come: bool) -> tuple[Hook, ...]:
-    from pipeline.engine.ray_autoscaler import FEW_CORES, grow_later, scale_by_backlog
-
-    if not in_cluster():
-        return (grow_later,) if whole_cpus() < FEW_CORES else ()
-    return (partial(scale_by_backlog, nodes_may_come=nodes_may_come),)
 
 
 def _forget_block_stats(executor: Any) -> None:
