@@ -27,7 +27,6 @@ from pipeline.engine.nodes.node_registry import start_registry, stop_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, versions
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
 # The stages start when the first nodes have answered, or after this time.
@@ -51,32 +50,21 @@ def local_paths(config: JobConfig) -> dict[str, str]:
     return {path: name for name, path in paths.items() if is_local(path) and Path(path).exists()}
 
 
-def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
-    """Return the folders in object storage that every node must reach, each with an existing file.
-
-    The input is not among them, as no name in it is known here, and S3 answers for a missing name
-    as for one without access rights.
-    """
-    return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
-
-
-def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:
+def _ask(node: str, paths: Sequence[str], table: str) -> Any:
     """Start a task on the node; its result is the `NodeReport`, or the text of an import error."""
 
     # Ray pickles an inner function by value: the node may lack the package.
-    def report(
-        paths: Sequence[str], stores: Sequence[tuple[str, str]], patience_s: int
-    ) -> NodeReport | str:
+    def report(paths: Sequence[str], table: str, patience_s: int) -> NodeReport | str:
         try:
             import pipeline.engine.stages  # noqa: F401 - what a worker imports
             from pipeline.engine.nodes.node_report import node_report
         except ImportError as error:
             return f"{type(error).__name__}: {error}"
-        return node_report(paths, stores, patience_s)
+        return node_report(paths, table, patience_s)
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(report).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-    return task.remote(paths, stores, PATIENCE_S)
+    return task.remote(paths, table, PATIENCE_S)
 
 
 class NodeChecks:
@@ -85,11 +73,11 @@ class NodeChecks:
     def __init__(
         self,
         paths: Mapping[str, str],  # local path -> the setting that names it
-        stores: Sequence[tuple[str, str]] = (),
+        table: str = "",  # URI in object storage that every node must reach
         notice: Callable[[str], None] = lambda _: None,  # takes a line for the user
         registry: Any = None,  # handle of a `NodeRegistry`, where workers wait for a verdict
     ) -> None:
-        self.paths, self.stores, self.notice = dict(paths), list(stores), notice
+        self.paths, self.table, self.notice = dict(paths), table, notice
         self.registry = registry
         self._seen: set[str] = set()
         self._retries_request: Any = None
@@ -115,7 +103,7 @@ class NodeChecks:
         for node_id in alive.keys() - self._alive.keys():
             self._seen.add(node_id)
             self._alive[node_id] = str(alive[node_id]["NodeManagerAddress"])
-            self._pending[_ask(node_id, list(self.paths), self.stores)] = node_id
+            self._pending[_ask(node_id, list(self.paths), self.table)] = node_id
         if self._pending:
             waiting = list(self._pending)
             answered, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
@@ -178,14 +166,10 @@ class NodeChecks:
                 "there, or send the code along by `ray job submit --working-dir .`"
             )
         self._compare(address, report)
-        self._judge(node_id, not report.storage_error)
+        if self.registry is not None:  # its workers wait for the verdict
+            self.registry.judge.remote(node_id, not report.storage_error)
         if report.storage_error:
             self._block(node_id, address, report.storage_error, alive)
-
-    def _judge(self, node_id: str, may_work: bool) -> None:
-        """Send the verdict on a node to its workers, which wait for it."""
-        if self.registry is not None:
-            self.registry.judge.remote(node_id, may_work)
 
     def _compare(self, address: str, report: NodeReport) -> None:
         ours = versions()
@@ -273,15 +257,16 @@ def nodes_checked(
         yield None
         return
     enter_phase("asking the nodes whether they may work")
-    paths, marker = local_paths(config), None
-    if is_local(config.output):
+    paths, table, marker = local_paths(config), config.output, None
+    if is_local(table):
+        table = ""
         marker = Path(canonical_uri(config.output), f".shared-{secrets.token_hex(4)}.tmp")
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         paths[str(marker)] = "output"
     context = DataContext.get_current()
     registry = start_registry(context)
-    checks = NodeChecks(paths, remote_stores(config), notice, registry)
+    checks = NodeChecks(paths, table, notice, registry)
     try:
         checks.wait()
         yield checks

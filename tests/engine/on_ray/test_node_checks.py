@@ -102,9 +102,8 @@ def test_a_run_ends_without_any_usable_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    stores = [("abc://bucket/table", "_table.json")]
     with pytest.raises(ClusterError, match=rf"no node reaches the storage; node {own_address()}: "):
-        NodeChecks({}, stores).wait()
+        NodeChecks({}, "abc://bucket/table").wait()
 
 
 @pytest.mark.usefixtures("one_node")
@@ -194,8 +193,7 @@ _BULKY = shutil.ignore_patterns("*.safetensors", "*.tar", "*.jpg", "__pycache__"
 
 def test_a_report_names_code_versions_and_paths(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
-    table = [(str(tmp_path), "_table.json")]
-    report = node_report([str(tmp_path), absent], table, patience_s=0)
+    report = node_report([str(tmp_path), absent], str(tmp_path), patience_s=0)
     assert report == NodeReport(code_digest(), versions(), [absent], "")
 
 
