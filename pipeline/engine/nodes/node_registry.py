@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
 from functools import cache
 from typing import Any
 
+from pipeline.engine.address import running_ray
 from pipeline.storage.retries import on_storage_retry
 
 _CONFIG = "restyle_node_registry"  # in Ray Data's context, which every worker of a run gets
@@ -77,8 +77,8 @@ def wait_for_verdict() -> None:
     resources of this one. Called before a worker takes its first part. Returns at once outside a
     cluster, and if no registry answers.
     """
-    ray = sys.modules.get("ray")  # an import here could precede its environment
-    if ray is None or not ray.is_initialized():
+    ray = running_ray()
+    if ray is None:
         return
     from ray.data import DataContext
 
@@ -93,11 +93,7 @@ def wait_for_verdict() -> None:
     if not may_work:
         time.sleep(_LEAVE_AFTER_S)
         os._exit(1)
-    on_storage_retry(lambda: _report(registry))
-
-
-def _report(registry: Any) -> None:
-    registry.add_retry.remote()
+    on_storage_retry(lambda: registry.add_retry.remote())
 
 
 def _verdict(registry: Any, node_id: str) -> bool:
