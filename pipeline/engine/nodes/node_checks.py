@@ -88,14 +88,14 @@ class NodeChecks:
         self._blockers: list[Any] = []
         self._polled = -math.inf
 
-    def poll(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def poll(self) -> None:
         """Check new nodes and handle the answers of others; called many times per second.
 
         Raises `ConfigError` if a node must not work for this job, `ClusterError` if none can.
         """
-        if clock() - self._polled < POLL_EVERY_S:
+        if time.monotonic() - self._polled < POLL_EVERY_S:
             return
-        self._polled = clock()
+        self._polled = time.monotonic()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for lost in self._alive.keys() - alive.keys():
             self.notice(f"node {self._alive.pop(lost)} is lost: its parts are repeated")
@@ -143,7 +143,7 @@ class NodeChecks:
     def wait(self, seconds: float = FIRST_ANSWERS_S) -> None:
         """Poll until every current node has answered, for at most `seconds`."""
         deadline = time.monotonic() + seconds
-        self.poll(lambda: math.inf)
+        self.poll()
         while self._pending and time.monotonic() < deadline:
             ray.wait(list(self._pending), num_returns=1, timeout=deadline - time.monotonic())
             self._polled = -math.inf
