@@ -30,7 +30,6 @@ FACES = pa.schema(
         ("fields", pa.string()),  # JSON of the columns that are copied from the input
     ]
 )
-FACES_TURNED = pa.schema([*FACES, *TURN_COLUMN.items()])
 _TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 REJECTS = pa.schema(REJECT_COLUMNS.items())
 
@@ -67,7 +66,7 @@ def count_reasons(rejects: Iterable[dict[str, Any]]) -> Counter[str]:
 
 def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
     """Return the schema of faces aligned with `settings`; with `targets` also of their targets."""
-    schema = FACES_TURNED if settings.records_turns else FACES
+    schema = pa.schema([*FACES, *TURN_COLUMN.items()]) if settings.records_turns else FACES
     return schema.append(pa.field("target", pa.large_binary())) if targets else schema
 
 
@@ -123,12 +122,10 @@ class Align(Stage):
             reasons=count_reasons(rejects),
             icc_ignored=icc_ignored,
         )
-        table = pa.Table.from_pylist(faces, schema=self._schema())
+        schema = faces_schema(self.settings, targets=self.targets is not None)
+        table = pa.Table.from_pylist(faces, schema=schema)
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.initial_codes)
-
-    def _schema(self) -> pa.Schema:
-        return faces_schema(self.settings, targets=self.targets is not None)
 
     def _with_target(
         self, key: str, result: Alignment | Rejection

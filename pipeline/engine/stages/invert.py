@@ -56,22 +56,17 @@ class Invert(Stage):
         latents = _with_fields(result.latents, faces) if self.columns.kept else result.latents
         earlier = self._of_chosen(batch.rejects.to_pylist(), batch.shard_id, codes)
         rejects = _each_once(earlier, result.rejects)
+        missed = sum(face["id_similarity"] is None for face in result.latents)
         counts = replace(
             batch.counts,
             faces=len(result.latents),
             rejects=len(rejects),
             reasons=count_reasons(rejects),
-            identity_missed=self._identity_missed(result.latents),
+            identity_missed=missed if self.inverter.meter.identity else 0,  # without, none is due
             inversion_seconds=result.seconds,
         )
         counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
         return LatentBatch(batch.shard, batch.part, counts, latents, rejects)
-
-    def _identity_missed(self, latents: list[dict[str, Any]]) -> int:
-        """Return the faces without an identity; 0 where none is measured."""
-        if self.inverter.meter.identity is None:
-            return 0
-        return sum(face["id_similarity"] is None for face in latents)
 
     def _of_chosen(
         self, rejects: list[dict[str, Any]], shard_id: str, codes: Codes | None
