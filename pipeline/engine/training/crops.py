@@ -49,7 +49,6 @@ class CropPlan:
     tasks: list[ShardTask]
     alignment: AlignmentSettings
     store: Store
-    samples: int | None = None
     continued_from: dict[str, Any] | None = None  # state of an official training, for the log
     targets: CropPlan | None = None  # target images, if they differ from the inputs
     keeps_keys: bool = False
