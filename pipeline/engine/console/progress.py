@@ -22,7 +22,6 @@ from pipeline.engine.console.pending import (
     StageState,
     describe_cluster,
     describe_missing,
-    describe_retries,
 )
 from pipeline.engine.console.screen import Screen, event_line
 from pipeline.redaction import without_secrets
@@ -81,7 +80,7 @@ class Progress:
         self.started = self._phase_began = time.monotonic()
         self.phase = "starting"
         self.stopped_by = ""
-        self._every_s: float | None = None
+        self._every_s = PLAIN_EVERY_S
         self.record: RunRecord | None = None
         self.backlog: Backlog | None = None
         self.failures = 0
@@ -122,7 +121,7 @@ class Progress:
 
         A log repeats it every `every_s` seconds (default `PLAIN_EVERY_S`).
         """
-        self._every_s = every_s
+        self._every_s = PLAIN_EVERY_S if every_s is None else every_s
         if phase == self.phase:
             return
         self.phase, self._phase_began = phase, time.monotonic()
@@ -189,12 +188,7 @@ class Progress:
         """Return the seconds to the next tick."""
         if self.screen.is_terminal and not self.json_lines:
             return TICK_S - (time.monotonic() - self.started) % TICK_S
-        return max(0.0, self._due_s - (time.monotonic() - self._last_line))
-
-    @property
-    def _due_s(self) -> float:
-        """Return the seconds between two lines of a log."""
-        return PLAIN_EVERY_S if self._every_s is None else self._every_s
+        return max(0.0, self._every_s - (time.monotonic() - self._last_line))
 
     def _show_now(self) -> None:
         if self.screen.is_terminal and not self.json_lines:
@@ -204,7 +198,7 @@ class Progress:
     def _show(self) -> None:
         if self.screen.is_terminal and not self.json_lines:
             self.screen.draw(" · ".join(self.words(short=True)))
-        elif time.monotonic() - self._last_line >= self._due_s:
+        elif time.monotonic() - self._last_line >= self._every_s:
             self._last_line = time.monotonic()
             if self.json_lines:
                 self._tell_event()
@@ -236,8 +230,8 @@ class Progress:
         if self.waiting or missing or quiet >= QUIET_S:
             if self.cluster:
                 yield from describe_cluster(self.cluster)
-            if retries := describe_retries(self.retries):
-                yield retries
+            if self.retries:
+                yield f"storage: {self.retries} {'retry' if self.retries == 1 else 'retries'}"
 
     @property
     def quiet_seconds(self) -> float:
