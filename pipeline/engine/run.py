@@ -19,7 +19,6 @@ from pipeline.engine.console.progress import (
     enter_phase,
     shared_progress,
 )
-from pipeline.engine.console.summary import Console
 from pipeline.engine.events import EventLog, Listener, log_event, logging_to_stderr
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.ledger import Ledger
@@ -158,7 +157,7 @@ def run_and_ignore_signals(
     SIGTERM are ignored after the return, so that the caller can end undisturbed.
     """
     outcome, session = RunRecord(), session or RaySession()
-    listeners = (EventLog(), Console(), *listeners)
+    listeners = (EventLog(), *listeners)
 
     def interrupt() -> None:
         outcome.interrupted = True
