@@ -34,17 +34,16 @@ MAX_PENDING_REQUESTS = 256
 
 
 class Debounced:
-    """Debounced count: changes after the observed one was above, or below, it for `seconds`."""
+    """Debounced count: changes after the observed one was above, or below, it for `DEBOUNCE_S`."""
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = DEBOUNCE_S if seconds is None else seconds
+    def __init__(self) -> None:
         self.observed: deque[tuple[float, int]] = deque()
         self.value = 0
 
     def observe(self, count: int, now: float) -> int:
         """Add the count at time `now` (s); return the debounced count, initially the first one."""
         self.observed.append((now, count))
-        while self.observed[0][0] < now - self.seconds:
+        while self.observed[0][0] < now - DEBOUNCE_S:
             self.observed.popleft()
         counts = [count for _, count in self.observed]
         self.value = min(max(self.value, min(counts)), max(counts))

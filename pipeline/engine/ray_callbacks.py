@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -153,18 +153,25 @@ def untested_ray(version: str = ray.__version__) -> str:
 
 
 @contextmanager
-def loopback_only() -> Iterator[None]:
+def _replaced(owner: object, **values: Any) -> Iterator[None]:
+    """Set attributes of `owner` for the length of the block; those that it lacks stay absent."""
+    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    for name in before:
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def loopback_only() -> AbstractContextManager[None]:
     """Make a Ray that starts inside the block listen on 127.0.0.1 only.
 
     `ray.init` replaces a loopback address by that of a network interface, unless this switch says
     that the machine does not support Ray clusters.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    return _replaced(ray_constants, ENABLE_RAY_CLUSTER=False)
 
 
 # Processes of a head node that a local Ray does not need: they copy the lines of workers to a
@@ -173,25 +180,16 @@ def loopback_only() -> Iterator[None]:
 _UNUSED_PROCESSES = ("start_log_monitor", "start_monitor", "start_api_server")
 
 
-@contextmanager
-def without_unused_processes() -> Iterator[None]:
+def without_unused_processes() -> AbstractContextManager[None]:
     """Start a local Ray inside the block without processes that its run does not use.
 
     With RESTYLE_RAY_LOG the log monitor starts, because it passes on the lines of the workers.
     """
     unused = _UNUSED_PROCESSES[1:] if shows_ray_log() else _UNUSED_PROCESSES
-    originals = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
-    for name in originals:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(Node, name, original)
+    return _replaced(Node, **dict.fromkeys(unused, lambda *_, **__: None))
 
 
-@contextmanager
-def ray_without_signal_handlers() -> Iterator[None]:
+def ray_without_signal_handlers() -> AbstractContextManager[None]:
     """Keep a Ray that starts inside the block from installing C++ signal handlers in this process.
 
     They print a trace of a crash. When Ray shuts down it resets SIGTERM and others to their default
@@ -199,12 +197,7 @@ def ray_without_signal_handlers() -> Iterator[None]:
     behind. Workers keep the handlers.
     """
     # Older releases of Ray lack the setting and always install the handlers.
-    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
-    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    try:
-        yield
-    finally:
-        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+    return _replaced(ray_constants, RAY_DISABLE_FAILURE_SIGNAL_HANDLER=True)
 
 
 def ray_log_folder() -> str | None:

@@ -90,7 +90,7 @@ def _execute(
         steps = [metrics.observe, *([lambda _: checks.poll()] if checks else [])]
         with (
             run_settings(resources.folder, steps, nodes_may_come=resources.grows),
-            _memory_watched(config, pools, ledger),
+            _memory_watched(config, device, ledger),
         ):
             enter_phase(STARTING_WORKERS)
             dataset = build_pipeline(shard_source(ledger), built, pools)
@@ -101,14 +101,13 @@ def _execute(
 
 
 @contextmanager
-def _memory_watched(config: JobConfig, pools: Pools, ledger: Ledger) -> Iterator[None]:
+def _memory_watched(config: JobConfig, device: Device, ledger: Ledger) -> Iterator[None]:
     """Report workers that Ray kills for lack of memory, at once and in the outcome."""
-    batch = BATCH["cuda" if pools.on_gpu else "cpu"]
 
     def advise(stage: str) -> str:
         stages = Progress.current.stages if Progress.current else []
         workers = {state.name: state.actors + state.pending for state in stages}
-        return advice(stage, workers, config, batch)
+        return advice(stage, workers, config, BATCH[device])
 
     kills = MemoryKills(advise, _notice)
     ledger.explain_deaths = kills.explain_now

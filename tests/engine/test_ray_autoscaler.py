@@ -150,7 +150,7 @@ def test_inverters_on_gpus_start_at_once(
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
-    debounced = Debounced(seconds=20)
+    debounced = Debounced()
     result = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
     assert result == [1] * 6, "one peak"
     result = [debounced.observe(9, 30.0 + 5 * step) for step in range(6)]

@@ -34,13 +34,12 @@ _TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 REJECTS = pa.schema(REJECT_COLUMNS.items())
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, Any]:
     """Return an aligned face as a row of `FACES`."""
-    facts = {name: _plain(value) for name, value in face.facts().items()}
+    facts = {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in face.facts().items()
+    }
     source = {"key": key, "source_uri": uri, "source_sha256": sha256}
     return {**source, **facts, "pixels": face.pixels.tobytes()}
 
