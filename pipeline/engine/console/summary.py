@@ -96,7 +96,7 @@ def print_outcome(
     if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
         _print(console, f"Ray's own log: {outcome.ray_log} ({RAY_LOG}=1 shows what it prints)")
     state = "stopped" if outcome.interrupted else "not finished"
-    _print(console, "to continue:", f"  {_python()} {shlex.join(command)}")
+    _print(console, "to continue:", f"  {_called(command[0])} {shlex.join(command[1:])}")
     _print(console, f"{state}: what is committed stays; run the same command again to continue")
 
 
@@ -122,24 +122,39 @@ def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) ->
     table = canonical_uri(config.output)
     yield f"table: {table}"
     best = "SELECT image_id, l2, lpips FROM latents ORDER BY lpips LIMIT 10"
-    query = f"{_job('query_latents', command)} {shlex.quote(table)}"
+    query = f"{_job('query', command[0])} {shlex.quote(table)}"
     yield f'  {query} "{best}"'
     if outcome.counts.rejects:
         why = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC"
         yield f'  {query} "{why}"'
     sheet = "contact_sheet.png"
-    yield f"  {_job('contact_sheet', command)} --table {shlex.quote(table)} --output {sheet}"
+    yield f"  {_job('sheet', command[0])} --table {shlex.quote(table)} --output {sheet}"
 
 
-def _python() -> str:
-    """Return `python` if a shell finds this interpreter by that name, else its path."""
-    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+def _file_of(script: str) -> str:
+    """Return the file that runs: `restyle` puts its words for usage in its place."""
+    if not script.startswith("restyle "):
+        return script
+    return str(getattr(sys.modules["__main__"], "__file__", script))
 
 
-def _job(name: str, command: Sequence[str]) -> str:
-    """Return the command of another job, as called from the same place as this one."""
-    script = Path(command[0]).with_name(f"{name}.py")
-    return f"{_python()} {shlex.quote(str(script))}"
+def _called(script: str) -> str:
+    """Return words that run `script` by this interpreter; short ones where a shell finds them."""
+    script = _file_of(script)
+    if shutil.which("restyle") == script:
+        return "restyle"
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    return shlex.join([python, script])
+
+
+_FILES = {"query": "query_latents.py", "sheet": "contact_sheet.py"}  # names behind `restyle`
+
+
+def _job(name: str, script: str) -> str:
+    """Return the command of another job, as called from the same place as `script`."""
+    if Path(_file_of(script)).stem == "restyle":
+        return f"{_called(script)} {name}"
+    return _called(str(Path(script).with_name(_FILES[name])))
 
 
 _ESTIMATED = {
