@@ -43,6 +43,8 @@ def local_paths(config: JobConfig) -> dict[str, str]:
     table is in the job's working directory, which each node has a copy of.
     """
     paths = {"input": canonical_uri(config.input)}
+    if config.target:
+        paths["target"] = canonical_uri(config.target)
     for name in ("model", "bootstrap", "init", "identity"):
         if given := getattr(config, name):
             paths[name] = str(Path(given).expanduser()) if is_local(given) else given

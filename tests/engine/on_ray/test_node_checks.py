@@ -45,6 +45,7 @@ def test_only_local_paths_must_be_shared(tmp_path: Path, monkeypatch: pytest.Mon
         "model": "model",
         str(tmp_path / "first"): "init",
     }
+    assert local_paths(config(target="photos")) == {str(tmp_path / "photos"): "target"}
 
 
 def test_outside_a_cluster_nothing_is_checked(
