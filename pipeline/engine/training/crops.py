@@ -51,6 +51,7 @@ class CropPlan:
     store: Store
     continued_from: dict[str, Any] | None = None  # state of an official training, for the log
     targets: CropPlan | None = None  # target images, if they differ from the inputs
+    keeps_keys: bool = False
 
 
 class WriteCrops(Stage):
@@ -163,7 +164,7 @@ def _crop_plan(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
     origin = Origin(digest, start)
-    return CropPlan(origin, tasks, alignment, store)
+    return CropPlan(origin, tasks, alignment, store, keeps_keys=bool(config.target))
 
 
 def run_stages(
@@ -177,8 +178,7 @@ def run_stages(
 
     local = not in_cluster()
     aligners = max_cpu_actors(config.align_workers, resources, local)
-    size, is_paired = plan.alignment.output_size, bool(config.target)
-    crops = WriteCrops(plan.store.root, size, keeps_keys=is_paired)
+    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=plan.keeps_keys)
     stages: tuple[Stage, ...] = (Read(), Align(plan.alignment), crops)
     pools = Pools.for_stages([type(stage) for stage in stages], resources, local, align=aligners)
     with run_settings():
