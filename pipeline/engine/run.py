@@ -81,7 +81,7 @@ def _execute(
         outcome.ray_log = ray_log_folder()
         if untested := untested_ray():
             _notice(untested)
-        resources = joined.without(checks.unused) if checks else joined
+        resources = joined.without(checks.unusable) if checks else joined
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
         built = build_stages(stages, plan.job, plan.writer, device)

@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.console.pending import ClusterState
 from pipeline.engine.console.progress import Progress, enter_phase
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry
+from pipeline.engine.nodes.node_registry import running_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, versions
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
@@ -86,7 +86,7 @@ class NodeChecks:
         self._retries = 0
         self._alive: dict[str, str] = {}  # id -> address
         self._pending: dict[Any, str] = {}  # task -> id of its node
-        self._unusable: dict[str, str] = {}  # node id -> reason
+        self.unusable: dict[str, str] = {}  # node id -> reason
         self._blockers: list[Any] = []
         self._polled = -math.inf
 
@@ -101,7 +101,7 @@ class NodeChecks:
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for lost in self._alive.keys() - alive.keys():
             self.notice(f"node {self._alive.pop(lost)} is lost: its parts are repeated")
-            self._unusable.pop(lost, None)
+            self.unusable.pop(lost, None)
         for node_id in alive.keys() - self._alive.keys():
             self._seen.add(node_id)
             self._alive[node_id] = str(alive[node_id]["NodeManagerAddress"])
@@ -115,11 +115,6 @@ class NodeChecks:
         if Progress.current:
             Progress.current.cluster = self._state(alive)
 
-    @property
-    def unused(self) -> frozenset[str]:
-        """Return the ids of the nodes that are not used."""
-        return frozenset(self._unusable)
-
     def _count_retries(self) -> None:
         """Update the number of storage retries of the workers, without waiting."""
         if self.registry is None:
@@ -132,7 +127,7 @@ class NodeChecks:
         self._retries_request = self.registry.retries.remote()
 
     def _state(self, alive: Mapping[str, Mapping[str, Any]]) -> ClusterState:
-        used = [node["Resources"] for key, node in alive.items() if key not in self._unusable]
+        used = [node["Resources"] for key, node in alive.items() if key not in self.unusable]
         return ClusterState(
             alive=len(alive),
             seen=len(self._seen),
@@ -201,15 +196,15 @@ class NodeChecks:
         self, node_id: str, address: str, why: str, alive: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Occupy the resources of a node, so that no worker starts there."""
-        self._unusable[node_id] = f"node {address}: {why}"
+        self.unusable[node_id] = f"node {address}: {why}"
         useful = {
             other
             for other, node in alive.items()
-            if other not in self._unusable and node["Resources"].get("CPU", 0) > 0
+            if other not in self.unusable and node["Resources"].get("CPU", 0) > 0
         }
         offered = alive.get(node_id, {}).get("Resources", {})
         if not useful and offered.get("CPU", 0) > 0:
-            raise ClusterError(f"no node reaches the storage; {'; '.join(self._unusable.values())}")
+            raise ClusterError(f"no node reaches the storage; {'; '.join(self.unusable.values())}")
         self.notice(f"node {address} is not used, as it does not reach the storage: {why}")
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         for cpus, gpus in blocker_needs(offered.get("CPU", 0), offered.get("GPU", 0)):
@@ -259,21 +254,16 @@ def nodes_checked(
         yield None
         return
     enter_phase("asking the nodes whether they may work")
-    paths, table, marker = local_paths(config), config.output, None
-    if is_local(table):
-        table = ""
-        marker = Path(canonical_uri(config.output), f".shared-{secrets.token_hex(4)}.tmp")
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        paths[str(marker)] = "output"
-    context = DataContext.get_current()
-    registry = start_registry(context)
-    checks = NodeChecks(paths, table, notice, registry)
-    try:
+    paths, table = local_paths(config), config.output
+    with ExitStack() as ending:
+        if is_local(table):
+            marker = Path(canonical_uri(table), f".shared-{secrets.token_hex(4)}.tmp")
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+            ending.callback(marker.unlink, missing_ok=True)
+            paths[str(marker)], table = "output", ""
+        registry = ending.enter_context(running_registry(DataContext.get_current()))
+        checks = NodeChecks(paths, table, notice, registry)
+        ending.callback(checks.release)
         checks.wait()
         yield checks
-    finally:
-        checks.release()
-        stop_registry(context, registry)
-        if marker:
-            marker.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -48,25 +50,22 @@ class NodeRegistry:
         return self._retries
 
 
-def start_registry(context: Any) -> Any:
-    """Start a registry for this driver and name it in Ray Data's `context`; return its handle."""
+@contextmanager
+def running_registry(context: Any) -> Iterator[Any]:
+    """Run a registry for the block, named in Ray Data's `context`; yield its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = f"restyle-nodes-{secrets.token_hex(8)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(NodeRegistry).options(name=name, num_cpus=0, scheduling_strategy=here)
-    handle = actor.remote()
+    handle: Any = actor.remote()
     context.set_config(_CONFIG, name)
-    return handle
-
-
-def stop_registry(context: Any, registry: Any) -> None:
-    """Kill the registry and remove it from the `context` of later runs."""
-    import ray
-
-    context.set_config(_CONFIG, "")
-    ray.kill(registry)
+    try:
+        yield handle
+    finally:
+        context.set_config(_CONFIG, "")  # later runs have their own
+        ray.kill(handle)
 
 
 @cache

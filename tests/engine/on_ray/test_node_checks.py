@@ -21,7 +21,7 @@ from pipeline.engine.nodes.node_checks import (
     local_paths,
     nodes_checked,
 )
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry
+from pipeline.engine.nodes.node_registry import running_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
 from pipeline.errors import ClusterError, ConfigError
 from tests.engine.on_ray import MARKS
@@ -135,11 +135,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 @pytest.mark.usefixtures("one_node")
 def test_workers_wait_until_their_node_may_work() -> None:
-    registry = start_registry(DataContext.get_current())
     node_id = ray.get_runtime_context().get_node_id()
     actor = ray.remote(AfterVerdict).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    began = actor.remote(DataContext.get_current()).began.remote()
-    try:
+    context = DataContext.get_current()
+    with running_registry(context) as registry:
+        began = actor.remote(context).began.remote()
         assert ray.wait([began], timeout=1)[0] == []
         registry.judge.remote(node_id, False)  # the worker ends, is started again, and so on
         assert ray.wait([began], timeout=5)[0] == []
@@ -147,8 +147,6 @@ def test_workers_wait_until_their_node_may_work() -> None:
         assert ray.get(began, timeout=60)
         registry.add_retry.remote()
         assert ray.get(registry.retries.remote()) == 1
-    finally:
-        stop_registry(DataContext.get_current(), registry)
 
 
 @pytest.mark.parametrize(
