@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.address import in_cluster
@@ -76,7 +76,7 @@ class Progress:
 
     def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
-        self.screen = Screen()
+        self.screen = Screen(draws=not json_lines)
         self.started = self._phase_began = time.monotonic()
         self.phase = "starting"
         self.stopped_by = ""
@@ -100,8 +100,7 @@ class Progress:
         with suppress(ValueError):  # not the main thread, the only one that gets signals
             # Python's C code writes the number of each signal here, whatever Python code runs.
             self._signals_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        if self.screen.is_terminal and not self.json_lines:
-            self.screen.__enter__()
+        self.screen.__enter__()
         Progress.current = self
         self._thread.start()
         return self
@@ -186,17 +185,17 @@ class Progress:
 
     def _pause(self) -> float:
         """Return the seconds to the next tick."""
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             return TICK_S - (time.monotonic() - self.started) % TICK_S
         return max(0.0, self._every_s - (time.monotonic() - self._last_line))
 
     def _show_now(self) -> None:
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             with suppress(OSError):  # the pipe is full: a tick follows anyway
                 os.write(self._waker, b"\xff")
 
     def _show(self) -> None:
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             self.screen.draw(" · ".join(self.words(short=True)))
         elif time.monotonic() - self._last_line >= self._every_s:
             self._last_line = time.monotonic()
@@ -375,14 +374,9 @@ class Progress:
         return {"storage_retries": self.retries, **cluster}
 
 
-@contextmanager
-def shared_progress(*, json_lines: bool) -> Iterator[Progress]:
-    """Yield the current progress, or a new one for the length of the block."""
-    if Progress.current:
-        yield Progress.current
-        return
-    with Progress(json_lines=json_lines) as progress:
-        yield progress
+def shared_progress(*, json_lines: bool) -> AbstractContextManager[Progress]:
+    """Return a context of the current progress, or of a new one, which ends with the block."""
+    return nullcontext(Progress.current) if Progress.current else Progress(json_lines=json_lines)
 
 
 def enter_phase(phase: str, every_s: float | None = None) -> None:
