@@ -4,7 +4,8 @@ Of a convolution's result `y` it computes `leaky_relu(y * factor + noise + bias)
 the demodulation of each face. For the next layer the result is multiplied by that layer's style; to
 RGB it is mixed with weights of each face, and averaged over squares of `pool` pixels. Where `y`
 comes from a transposed convolution it is first filtered by the binomial 4x4 kernel. The gain of the
-activation is contained in `factor`, `noise` and `bias`.
+activation is contained in `factor`, `noise` and `bias`. Of the last layer RGB alone remains, so an
+implementation may convolve in the same pass.
 
 Features are channels-last in the twin's dtype; factors and sums are float32. There are three
 implementations with one signature: plain PyTorch, slabs that stay in the cache of a CPU, and
@@ -14,7 +15,7 @@ implementations with one signature: plain PyTorch, slabs that stay in the cache 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
@@ -52,27 +53,79 @@ class Epilogue(Protocol):
         ...
 
 
-def epilogue_of(device: torch.device) -> Epilogue:
+class LastLayer(Protocol):
+    """Implementation of the last layer: a 3x3 convolution and its pass, of which RGB remains."""
+
+    def __call__(self, x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
+        """Return RGB [n, 3, h/pool, w/pool] of `x` [n, i, h, w] and `weight` [o, i, 3, 3]."""
+        ...
+
+
+class Passes(NamedTuple):
+    """Implementation of the pass, and of the whole last layer."""
+
+    finish: Epilogue
+    last: LastLayer
+
+
+def passes_of(device: torch.device) -> Passes:
     """Return the fastest implementation on `device`."""
-    if device.type == "cpu":
-        return finish_in_slabs
-    return _on_gpu(device) if device.type == "cuda" and find_spec("triton") else finish
+    if device.type == "cuda" and find_spec("triton"):
+        return _on_gpu(device)
+    return _separate(finish_in_slabs if device.type == "cpu" else finish)
+
+
+def _separate(epilogue: Epilogue) -> Passes:
+    return Passes(epilogue, partial(convolve_and_finish, epilogue))
 
 
 @cache
-def _on_gpu(device: torch.device) -> Epilogue:
-    """Return the Triton kernel if it compiles and gives the plain pass on `device`."""
+def _on_gpu(device: torch.device) -> Passes:
+    """Return the Triton kernels if they compile and give the plain pass on `device`."""
     try:
-        from pipeline.models.epilogue_triton import finish_on_gpu
+        from pipeline.models.epilogue_triton import PASSES
 
-        check_pass(finish_on_gpu, device)
+        check_passes(PASSES, device)
     except Exception as error:  # noqa: BLE001 - no C compiler, another Triton: many kinds
         logger.warning("no Triton kernel, which is slower: %s", error)
-        return finish
-    return finish_on_gpu
+        return _separate(finish)
+    return PASSES
 
 
-def check_pass(epilogue: Epilogue, device: torch.device) -> None:
+def convolve_and_finish(epilogue: Epilogue, x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
+    """Compute the last layer as a convolution and `epilogue`; see `LastLayer`."""
+    _, image = epilogue(F.conv2d(x, weight, padding=1), factors, blurred=False)
+    if image is None:
+        raise ValueError("the last layer needs weights to RGB")
+    return image
+
+
+def check_passes(passes: Passes, device: torch.device) -> None:
+    """Raise `ValueError` if `passes` do not give the plain form for four kinds of layers."""
+    check_last(passes.last, device)
+    check_finish(passes.finish, device)
+
+
+def check_last(last: LastLayer, device: torch.device) -> None:
+    """Raise `ValueError` if `last` does not give the image of the plain form in float32."""
+    made = torch.Generator().manual_seed(0)
+    n, c, side = 2, 24, 16
+    # Triton's interpreter multiplies the bits of bfloat16 as integers.
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    x, weight = (
+        torch.randn(shape, generator=made).to(device, dtype, memory_format=CHANNELS_LAST)
+        for shape in ((n, c, side, side), (c, c, 3, 3))
+    )
+    numbers = torch.randn(n, 3, c, generator=made).to(device) / c
+    noise = torch.randn(side, side, generator=made).to(device)
+    for pool in (1, 4):
+        factors = Factors(numbers[:, 0], noise, numbers[0, 1], None, numbers, pool)
+        expected = convolve_and_finish(finish, x.float(), weight.float(), factors)
+        if not torch.allclose(last(x, weight, factors), expected, rtol=1e-3, atol=1e-3):
+            raise ValueError("its last layer gives another image than the plain form")
+
+
+def check_finish(epilogue: Epilogue, device: torch.device) -> None:
     """Raise `ValueError` if `epilogue` does not give the plain pass for three kinds of layers."""
     made = torch.Generator().manual_seed(0)
     n, c, side = 2, 24, 16

@@ -1,8 +1,9 @@
-"""Triton kernel of a style layer's epilogue (`pipeline.models.epilogue`).
+"""Triton kernels of a style layer's epilogue (`pipeline.models.epilogue`).
 
 A program finishes a run of pixels with all their channels, so that features are read and written
-once, and the RGB image is a sum inside the program. Tests run it in Triton's interpreter against
-the plain form, and compile it for sm_80 and sm_90; both need no GPU.
+once, and the RGB image is a sum inside the program. The last layer's program also convolves, as
+nine products: its features are never stored. Tests run the kernels in Triton's interpreter against
+the plain form, and compile them for sm_80 and sm_90; both need no GPU.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.models.epilogue import Factors, Finished
+from pipeline.models.epilogue import Factors, Finished, Passes, convolve_and_finish
 
 TILE = 2048  # features of a program's run of pixels
 MOST_PIXELS, WARPS = 64, 4
+# Of a last layer that convolves here: with 64 its sums and weights fill all registers.
+MOST_CHANNELS = 32
 
 
 @triton.jit
@@ -41,11 +44,42 @@ def load_blurred(
 
 
 @triton.jit
-def store_average(start, sums, first, width, pixels: tl.constexpr, pool: tl.constexpr):
-    """Store the means of squares, of which `sums` are the sums of columns."""
-    column = first + tl.arange(0, pixels // pool)
-    total = tl.sum(tl.reshape(sums, (pixels // pool, pool)), axis=1)
-    tl.store(start + column, total / (pool * pool), mask=column < width)
+def activated(value, factors, biases, noise, row, column, width):
+    """Return the activation of `value` (pixels of one row, channels)."""
+    noises = tl.load(noise + row * width + column, mask=column < width, other=0.0)
+    value = value * factors[None, :] + noises[:, None] + biases[None, :]
+    return tl.where(value > 0, value, value * 0.2)
+
+
+@triton.jit
+def mixed_to_rgb(value, rgb, face, c, in_channels, channels):
+    """Return red, green and blue of `value` (pixels, channels)."""
+    weights = rgb + face * 3 * channels + c
+    reds = tl.load(weights, mask=in_channels, other=0.0)
+    greens = tl.load(weights + channels, mask=in_channels, other=0.0)
+    blues = tl.load(weights + 2 * channels, mask=in_channels, other=0.0)
+    red = tl.sum(value * reds[None, :], axis=1)
+    green = tl.sum(value * greens[None, :], axis=1)
+    return red, green, tl.sum(value * blues[None, :], axis=1)
+
+
+@triton.jit
+def store_averages(
+    image, face, red, green, blue, height, width, pixels: tl.constexpr, pool: tl.constexpr
+):
+    """Store the means of a program's squares, given the sums of their columns."""
+    wide = width // pool
+    plane = (height // pool) * wide
+    start = image + face * 3 * plane + tl.program_id(1) * wide
+    column = tl.program_id(0) * (pixels // pool) + tl.arange(0, pixels // pool)
+    shape: tl.constexpr = (pixels // pool, pool)
+    scale = 1.0 / (pool * pool)
+    inside = column < wide
+    tl.store(start + column, tl.sum(tl.reshape(red, shape), axis=1) * scale, mask=inside)
+    start += plane
+    tl.store(start + column, tl.sum(tl.reshape(green, shape), axis=1) * scale, mask=inside)
+    start += plane
+    tl.store(start + column, tl.sum(tl.reshape(blue, shape), axis=1) * scale, mask=inside)
 
 
 @triton.jit
@@ -91,27 +125,70 @@ def finish_kernel(
             )
         else:
             value = tl.load(y + places, mask=inside, other=0.0).to(tl.float32)
-        noises = tl.load(noise + row * width + column, mask=in_row, other=0.0)
-        value = value * factors[None, :] + noises[:, None] + biases[None, :]
-        value = tl.where(value > 0, value, value * 0.2)
+        value = activated(value, factors, biases, noise, row, column, width)
         if mixed:
-            weights = rgb + face * 3 * channels + c
-            reds = tl.load(weights, mask=in_channels, other=0.0)
-            greens = tl.load(weights + channels, mask=in_channels, other=0.0)
-            blues = tl.load(weights + 2 * channels, mask=in_channels, other=0.0)
-            red += tl.sum(value * reds[None, :], axis=1)
-            green += tl.sum(value * greens[None, :], axis=1)
-            blue += tl.sum(value * blues[None, :], axis=1)
+            r, g, b = mixed_to_rgb(value, rgb, face, c, in_channels, channels)
+            red, green, blue = red + r, green + g, blue + b
         if styled:
             styles = tl.load(style + face * style_stride + c, mask=in_channels, other=0.0)
             tl.store(x + places, (value * styles[None, :]).to(x.dtype.element_ty), mask=inside)
     if mixed:
-        first, wide = tl.program_id(0) * (pixels // pool), width // pool
-        plane = (height // pool) * wide
-        start = image + face * 3 * plane + tl.program_id(1) * wide
-        store_average(start, red, first, wide, pixels, pool)
-        store_average(start + plane, green, first, wide, pixels, pool)
-        store_average(start + 2 * plane, blue, first, wide, pixels, pool)
+        store_averages(image, face, red, green, blue, height, width, pixels, pool)
+
+
+@triton.jit
+def last_kernel(
+    x,  # [n, h, w, i]
+    weight,  # [o, 3, 3, i]
+    image,  # float32 [n, 3, h / pool, w / pool], written
+    factor,  # float32 [n, o], rows `factor_stride` apart
+    bias,  # float32 [o]
+    noise,  # float32 [h, w]
+    rgb,  # float32 [n, 3, o]
+    factor_stride,
+    height,
+    width,
+    inputs,
+    outputs,
+    pool: tl.constexpr,
+    wide_inputs: tl.constexpr,  # `inputs` rounded up to a power of two, at least 16
+    wide_outputs: tl.constexpr,
+    pixels: tl.constexpr,  # of one row
+):
+    """Convolve `pool` rows of `pixels` pixels of one face, and mix and average them to RGB."""
+    column = tl.program_id(0) * pixels + tl.arange(0, pixels)
+    face = tl.program_id(2)
+    i, o = tl.arange(0, wide_inputs), tl.arange(0, wide_outputs)
+    in_channels = o < outputs
+    factors = tl.load(factor + face * factor_stride + o, mask=in_channels, other=0.0)
+    biases = tl.load(bias + o, mask=in_channels, other=0.0)
+    red = tl.zeros((pixels,), tl.float32)
+    green = tl.zeros((pixels,), tl.float32)
+    blue = tl.zeros((pixels,), tl.float32)
+    for offset in tl.range(pool, num_stages=1):
+        row = tl.program_id(1) * pool + offset
+        value = tl.zeros((pixels, wide_outputs), tl.float32)
+        for tap in tl.static_range(9):
+            # As a vector: the interpreter has no scalar masks.
+            source_row = row + tap // 3 - 1 + column * 0
+            source = column + tap % 3 - 1
+            valid = (source_row >= 0) & (source_row < height) & (source >= 0) & (source < width)
+            places = ((face * height + source_row).to(tl.int64) * width + source) * inputs
+            near = tl.load(
+                x + places[:, None] + i[None, :],
+                mask=valid[:, None] & (i < inputs)[None, :],
+                other=0.0,
+            )
+            taps = tl.load(
+                weight + (o[None, :] * 9 + tap) * inputs + i[:, None],
+                mask=in_channels[None, :] & (i < inputs)[:, None],
+                other=0.0,
+            )
+            value = tl.dot(near, taps, value)
+        value = activated(value, factors, biases, noise, row, column, width)
+        r, g, b = mixed_to_rgb(value, rgb, face, o, in_channels, outputs)
+        red, green, blue = red + r, green + g, blue + b
+    store_averages(image, face, red, green, blue, height, width, pixels, pool)
 
 
 def pixels_of(channels: int) -> tuple[int, int]:
@@ -158,3 +235,38 @@ def finish_on_gpu(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
         num_warps=WARPS,
     )
     return x, image
+
+
+def last_on_gpu(x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
+    """Convolve and finish the last layer in one kernel; see `Passes.last`."""
+    outputs, inputs = weight.shape[:2]
+    if max(outputs, inputs) > MOST_CHANNELS or factors.rgb is None:
+        return convolve_and_finish(finish_on_gpu, x, weight, factors)
+    n, _, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    pooled = (n, 3, height // factors.pool, width // factors.pool)
+    image = torch.empty(pooled, dtype=torch.float32, device=x.device)
+    launch: Any = last_kernel[(triton.cdiv(width, MOST_PIXELS), height // factors.pool, n)]
+    launch(
+        x,
+        weight.contiguous(memory_format=torch.channels_last),
+        image,
+        factors.factor,
+        factors.bias,
+        factors.noise,
+        factors.rgb.contiguous(),
+        factors.factor.stride(0),
+        height,
+        width,
+        inputs,
+        outputs,
+        pool=factors.pool,
+        wide_inputs=max(16, pixels_of(inputs)[0]),
+        wide_outputs=max(16, pixels_of(outputs)[0]),
+        pixels=MOST_PIXELS,
+        num_warps=WARPS,
+    )
+    return image
+
+
+PASSES = Passes(finish_on_gpu, last_on_gpu)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.epilogue import Factors, epilogue_of
+from pipeline.models.epilogue import Factors, passes_of
 from pipeline.models.stylegan2 import (
     BLUR_TAPS,
     GAIN,
@@ -142,7 +142,7 @@ class FastGenerator(nn.Module):
 
     def _levels(self, codes: Tensor, pool: int) -> Iterator[Tensor]:
         """Yield the RGB image of each level, [n, 3, s, s]; the last is averaged by `pool`."""
-        epilogue, count = epilogue_of(codes.device), len(self.convs)
+        passes, count = passes_of(codes.device), len(self.convs)
         inputs = codes.to(self.style_weight.dtype).transpose(0, 1)[self.rows]
         styles = torch.baddbmm(self.style_bias, inputs, self.style_weight)
         factors = torch.rsqrt(styles[:count].square() @ self.energy + 1e-8) * GAIN
@@ -162,7 +162,11 @@ class FastGenerator(nn.Module):
                 rgb,
                 pool if last else 1,
             )
-            x, image = epilogue(conv(x), made, blurred=conv.upsample)
+            image: Tensor | None
+            if last:
+                image = passes.last(cast("Tensor", x), conv.weight, made)
+            else:
+                x, image = passes.finish(conv(x), made, blurred=conv.upsample)
             if image is not None:
                 yield image + self.biases[level]
 

@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.inversion import FastModel, average_image, invert, ready_device  # noqa: E402
 from pipeline.metrics import MetricEvaluator  # noqa: E402
 from pipeline.models import Architecture, RestyleModel  # noqa: E402
-from pipeline.models.epilogue import epilogue_of  # noqa: E402
+from pipeline.models.epilogue import Factors, convolve_and_finish, passes_of  # noqa: E402
 from pipeline.models.pixels import from_levels  # noqa: E402
 from pipeline.models.stylegan2 import BLUR_TAPS  # noqa: E402
 from pipeline.models.transfer import download, upload  # noqa: E402
@@ -174,7 +175,7 @@ def correct(bench: Bench) -> dict[str, Any]:
         "float32 on the CPU": (on_cpu, exact),
         "bfloat16": (twin, exact),
     }
-    result: dict[str, Any] = {"fused_kernel": epilogue_of(bench.device).__name__}
+    result: dict[str, Any] = {"fused_kernel": passes_of(bench.device).finish.__name__}
     for name, (made, expected) in pairs.items():
         n = len(made.w_plus)
         codes = difference(made.w_plus, expected.w_plus[:n])
@@ -289,7 +290,7 @@ def parts(bench: Bench) -> dict[str, Any]:
         result: dict[str, Any] = {"batch": n}
         for name, function in work.items():
             result[f"{name}_ms"] = bench.milliseconds(function)
-        result |= up_convolutions(bench)
+        result |= up_convolutions(bench) | last_layers(bench)
         result["kernels"] = kernels(lambda: model.step(images[0], codes, images[0]), bench)
     return result
 
@@ -304,6 +305,23 @@ def up_convolutions(bench: Bench) -> dict[str, float]:
     return {
         "up_transposed_ms": bench.milliseconds(lambda _: F.conv_transpose2d(x, weight, stride=2)),
         "up_phases_ms": bench.milliseconds(lambda _: F.conv2d(x, merged, padding=1)),
+    }
+
+
+def last_layers(bench: Bench) -> dict[str, float]:
+    """Time both forms of the last layer: in one kernel, and a convolution with its pass."""
+    n, side, pool = (1, 32, 4) if bench.args.tiny else (8, 1024, 4)
+    options: dict[str, Any] = {"device": bench.device, "dtype": torch.bfloat16}
+    x = torch.randn(n, 32, side, side, **options).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, 32, 3, 3, **options).contiguous(memory_format=torch.channels_last)
+    numbers = torch.randn(n, 3, 32, device=bench.device) / 32
+    noise = torch.randn(side, side, device=bench.device)
+    factors = Factors(numbers[:, 0], noise, numbers[0, 1], None, numbers, pool)
+    passes = passes_of(bench.device)
+    apart = partial(convolve_and_finish, passes.finish)
+    return {
+        f"last_layer_{name}_ms": bench.milliseconds(lambda _, form=form: form(x, weight, factors))
+        for name, form in (("fused", passes.last), ("apart", apart))
     }
 
 

@@ -4,8 +4,9 @@
 
 Tensors of a made-up device have shapes but no memory, so that the real code runs with the real
 sizes in seconds. A tensor of another device where none may be is an error. Each operation counts as
-one kernel that reads its inputs and writes its outputs; the fused pass after a style layer counts
-as the one kernel that it is. Peak memory is that of live tensors, weights included.
+one kernel that reads its inputs and writes its outputs; the fused pass after a style layer, and the
+fused last layer, count as the one kernel that they are. Peak memory is that of live tensors,
+weights included.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.inversion import FastModel, average_image, invert
 from pipeline.metrics.evaluator import MetricEvaluator
 from pipeline.metrics.lpips import Lpips
 from pipeline.models import Architecture, RestyleModel, epilogue, stylegan2_fast
-from pipeline.models.epilogue import Factors, Finished
+from pipeline.models.epilogue import Factors, Finished, Passes
 
 NAME = "counted"
 FACES_1024 = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
@@ -125,10 +126,10 @@ def size_of(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
-def fused(counter: Counter) -> Callable[..., Finished]:
-    """Return the pass after a style layer as one kernel that `counter` counts."""
+def fused(counter: Counter) -> Passes:
+    """Return the pass, and the last layer, as the kernels that `counter` counts."""
 
-    def run(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
+    def finish(y: Tensor, factors: Factors, *, blurred: bool) -> Finished:
         n, c, height, width = y.shape
         height, width = height - blurred, width - blurred
         x = image = None
@@ -142,7 +143,16 @@ def fused(counter: Counter) -> Callable[..., Finished]:
         counter.add((y, *given, *(each for each in (x, image) if each is not None)))
         return x, image
 
-    return run
+    def last(x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
+        n, _, height, width = x.shape
+        assert factors.rgb is not None, "the last layer is mixed to RGB"
+        image = factors.factor.new_empty(n, 3, height // factors.pool, width // factors.pool)
+        given = [each for each in factors if isinstance(each, Tensor)]
+        counter.add((x, weight, *given, image))
+        counter.counts.flop += 2 * n * height * width * weight.numel()
+        return image
+
+    return Passes(finish, last)
 
 
 @contextmanager
@@ -150,18 +160,18 @@ def counted_device() -> Iterator[Callable[[], Counter]]:
     """Make the device known, and tensors fake; yields a function that returns a new counter."""
     if not hasattr(torch, NAME):
         _setup_privateuseone_for_python_backend(NAME)
-    original = stylegan2_fast.epilogue_of
+    original = stylegan2_fast.passes_of
     with FakeTensorMode():
 
         def start() -> Counter:
             counter = Counter()
-            stylegan2_fast.epilogue_of = lambda _: fused(counter)
+            stylegan2_fast.passes_of = lambda _: fused(counter)
             return counter
 
         try:
             yield start
         finally:
-            stylegan2_fast.epilogue_of = original
+            stylegan2_fast.passes_of = original
             epilogue._blur_kernel.cache_clear()
 
 
@@ -198,8 +208,9 @@ def count(batch: int, steps: int) -> dict[str, dict[str, float]]:
             moved(meter.lpips.features, torch.bfloat16 if name == "twin" else None)
             meter.device = torch.device(f"{NAME}:0")
             images = torch.empty(batch, 3, 256, 256, device=f"{NAME}:0")
-            counter = start()
+            start()  # counts the average image, which is made once for all batches
             average_image(model)
+            counter = start()
             with counter:
                 counter.counts.live = sum(map(size_of, model.state_dict().values()))
                 made = invert(model, images, steps=steps, full_size=name == "reference")
