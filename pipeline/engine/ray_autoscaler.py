@@ -155,10 +155,10 @@ class LaterGrowth:
 
 
 def install_autoscaler(executor: Any, *, nodes_may_come: bool) -> None:
-    """Install our autoscaler in an execution that is about to start: on clusters that of the
-    backlog, on a machine with few cores `LaterGrowth`, if CPUs invert.
+    """Install an autoscaler of this module in an execution that is about to start.
 
-    `nodes_may_come` says whether Ray's own autoscaler runs and can start nodes.
+    On a cluster it follows the backlog; `nodes_may_come` says whether Ray's own autoscaler runs and
+    can start nodes. On a machine with few cores pools grow later, if CPUs invert.
     """
     topology = executor._topology
     if in_cluster():
