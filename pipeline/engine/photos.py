@@ -173,10 +173,12 @@ def _config(table: Table, device: Device) -> JobConfig:
             f"the codes of '{table.store.root}' began as those of another table, so that no photo "
             "can be inverted like its faces: name an image id, or search --by identity"
         )
+    # The table may be a copy, whose origin cannot be reached from here.
+    here = {"output": table.store.root, "device": device}
     # A setting without effect is stored as null.
     settings = {name: value for name, value in given.items() if value is not None}
     settings = {name: settings[name] for name in JobConfig.model_fields if name in settings}
     try:
-        return JobConfig.model_validate({**EARLIER_ALIGNMENT, **settings, "device": device})
+        return JobConfig.model_validate({**EARLIER_ALIGNMENT, **settings, **here})
     except ValueError as error:
         raise ConfigError(f"the table's settings are not known here: {error}") from error
