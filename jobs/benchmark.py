@@ -24,8 +24,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import add_count, exit_code_of, job_parser, positives
-from pipeline.config import JobConfig
+from pipeline.cli import add_count, exit_code_of, job_parser, positives, print_result
+from pipeline.config import load_config
 from pipeline.errors import PipelineError, RequestError
 from pipeline.models.files import check_model
 from pipeline.storage import list_shards
@@ -65,7 +65,7 @@ def run_once(request: dict[str, Any]) -> dict[str, Any]:
     gpus, speed = request["gpus"], request["speed"]
     names = ("input", "output", "model", "part_size")
     settings = {name: request[name] for name in names} | {"inverters": gpus}
-    config = JobConfig.model_validate(settings | ({"identity": "none"} if speed else {}))
+    config = load_config(None, settings | ({"identity": "none"} if speed else {}))
     stages = simulated_stages(BATCH / speed) if speed else STAGES
     trace = Trace()
     outcome = run_job(config, stages, (trace,), session=RaySession(gpus))
@@ -104,12 +104,6 @@ def measure(request: dict[str, Any], arguments: argparse.Namespace) -> dict[str,
     return measured
 
 
-def check_input(uri: str, model: str) -> None:
-    """Raise a `RequestError` if the input or the model of the runs does not exist."""
-    check_model(model)
-    list_shards(uri).first()
-
-
 def describe(run: dict[str, Any]) -> str:
     """Return one line about a run."""
     simulated = f"{run['gpus']:>3} GPUs x {run['speed']:>5}/s  " if run["speed"] else ""
@@ -125,18 +119,13 @@ def describe(run: dict[str, Any]) -> str:
     )
 
 
-def run_here(request: dict[str, Any]) -> int:
-    """Call `run_once` for the process that waits; print its measurements as the last line."""
-    print(json.dumps(run_once(request)))
-    return 0
-
-
 def run_all(arguments: argparse.Namespace) -> int:
     """Run each combination of settings and report."""
     names = ("gpus", "speed", "images")
     runs = []
     if arguments.input:
-        check_input(arguments.input, arguments.model)
+        check_model(arguments.model)
+        list_shards(arguments.input).first()
     for chosen in itertools.product(*(getattr(arguments, name) for name in names)):
         request: dict[str, Any] = dict.fromkeys(names)
         if arguments.simulate:
@@ -151,7 +140,7 @@ def main(argv: list[str]) -> int:
     """Parse, run, report; return the exit code."""
     arguments = parse_arguments(argv)
     if arguments.run:
-        return exit_code_of(lambda: run_here(json.loads(arguments.run)))
+        return print_result(lambda: run_once(json.loads(arguments.run)))
     return exit_code_of(lambda: run_all(arguments))
 
 

@@ -29,7 +29,6 @@ from pipeline.storage import OutputKind, check_output
 from pipeline.storage.readers.pairs import pair_tars
 
 if TYPE_CHECKING:
-    from pipeline.demo.build import DemoData
     from pipeline.demo.plans import DemoPlan
     from pipeline.models import RestyleModel
 
@@ -68,16 +67,6 @@ def planned(arguments: argparse.Namespace) -> DemoPlan:
     )
 
 
-def read_data(arguments: argparse.Namespace, shards: list[str], size: int, work: str) -> DemoData:
-    """Return pairs at `size` and the target images; cartoons are drawn twice as large."""
-    from pipeline.demo.build import DemoData, draw_cartoons
-    from pipeline.training.latent_pairs import load_pairs
-
-    if arguments.look == "cartoon":
-        return draw_cartoons(load_pairs(shards, 2 * size), size, work)
-    return DemoData(load_pairs(shards, size))
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Read pairs, train generator and encoder, write the bundle."""
     shards = pair_tars(arguments.pairs)
@@ -88,10 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.look != "photo":
         check_model(arguments.base)
     # PyTorch is slow to import, so the request is checked first.
-    from pipeline.demo.build import build
+    from pipeline.demo.build import build, draw_cartoons
     from pipeline.demo.plans import check_plan
     from pipeline.models import load_model, save_bundle
     from pipeline.training.distributed import join_group, leave_group
+    from pipeline.training.latent_pairs import load_pairs
 
     group, plan = join_group(), planned(arguments)
     base: RestyleModel | None = load_model(arguments.base) if arguments.look != "photo" else None
@@ -99,9 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     started = time.monotonic()
     size = plan.size
-    data = read_data(arguments, shards, size, work)
-    print(f"{len(data.pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
-    model, seconds = build(plan, data, work, base)
+    if arguments.look == "cartoon":  # drawn twice as large
+        pairs = draw_cartoons(load_pairs(shards, 2 * size), size, work)
+    else:
+        pairs = load_pairs(shards, size)
+    print(f"{len(pairs)} pairs at {size} px: {time.monotonic() - started:.0f} s", flush=True)
+    model, seconds = build(plan, pairs, work, base)
     leave_group()
     if not group.is_main_process:
         return 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.choices import Fit
 from pipeline.cli import add_count, add_flags, job_parser, print_result
-from pipeline.config_loading import ModelFlags, fill_part
+from pipeline.config import MODEL_SETTINGS, JobConfig, fill_part
 from pipeline.errors import printable
 from pipeline.models.domains import treatment_for
 from pipeline.models.files import check_model, hints_of
@@ -51,7 +51,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--report", required=True, metavar="URI", help="other images, to report on")
     parser.add_argument("--output", required=True, metavar="URI", help="folder of the curve")
     parser.add_argument("--model", default="demo", help="a bundle's name or URI, or a .pt file")
-    add_flags(parser, ModelFlags)
+    add_flags(parser, JobConfig, MODEL_SETTINGS)
     add_count(parser, "--limit", "samples of each set", 100)
     add_count(parser, "--like-steps", "fixed steps whose L2 is the aim", 5)
     add_count(parser, "--most", "upper bound of steps", 10)
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     from pipeline.reports.stop_report import StopCurve, stop_files, stop_flags
 
-    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
+    hints = hints_of(fill_part(MODEL_SETTINGS, vars(args)).model_dump())
     model = load_model(args.model, ready_device(), **hints)
     settings = settings_of(args, model)
     ours = read_crops(args.calibrate, args.limit, settings[0])

@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.cli import add_flags, add_place, job_parser, parse_places, print_result
-from pipeline.config_loading import ModelFlags, fill_part
+from pipeline.config import MODEL_SETTINGS, JobConfig, fill_part
 from pipeline.models.files import check_model, hints_of, is_bundle
 from pipeline.storage import OutputKind, check_output
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--licence", help="licence of the weights (default: the model's own, if known)"
     )
-    add_flags(parser, ModelFlags)
+    add_flags(parser, JobConfig, MODEL_SETTINGS)
     parser.add_argument(
         "--stored", choices=["float32", "float16"], default="float32", help="type of the weights"
     )
@@ -56,7 +56,7 @@ def _convert(args: argparse.Namespace) -> dict[str, Any]:
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.models import load_model, save_bundle
 
-    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
+    hints = hints_of(fill_part(MODEL_SETTINGS, vars(args)).model_dump())
     model = load_model(args.checkpoint, **hints)
     name = args.name or PurePosixPath(args.bundle.rstrip("/")).name
     model.card = dataclasses.replace(model.card, name=name, licence=args.licence or model.licence)

@@ -29,16 +29,28 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.choices import CodeType
-from pipeline.cli import add_count, add_renderer, add_selection, job_parser, print_result
+from pipeline.cli import (
+    add_count,
+    add_renderer,
+    add_selection,
+    job_parser,
+    print_result,
+    refuse_unused,
+)
+from pipeline.config import MODEL_SETTINGS
+from pipeline.editing.animation import FPS, check_animation, write_animation
+from pipeline.editing.directions import read_direction
+from pipeline.editing.edit import Edits, edits_of, parse_strengths
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.exporting import EXPORT_OUTPUT, NamedSelection, Naming
 from pipeline.metrics.names import check_identity
-from pipeline.storage import OutputKind, check_outside, file_place
-from pipeline.table import TABLE_OUTPUT, Table, open_table
+from pipeline.models.domains import preset_for
+from pipeline.models.files import bundle_names
+from pipeline.storage import OutputKind, canonical_uri, check_outside, file_place
+from pipeline.table import TABLE_OUTPUT, open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 
 if TYPE_CHECKING:
-    from pipeline.editing.edit import Edits
     from pipeline.models import RestyleModel
 
 KINDS = ("table", "grid", "images", "video")
@@ -99,8 +111,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _edit(args: argparse.Namespace) -> dict[str, Any]:
     kind = _kind(args)
-    _check_flags(args, kind)
-    _check_output(args, kind)
+    refuse_unused(args, kind, _OWN_FLAGS)
+    if args.identity:
+        check_identity(args.identity)
+    check_outside(args.table, args.output, _FOLDERS.get(kind))
+    if kind == "video":
+        check_animation(args.output, args.fps or FPS)
     table = open_table(args.table)
     limit = args.limit or _LIMITS.get(kind)
     selection = NamedSelection(
@@ -108,9 +124,9 @@ def _edit(args: argparse.Namespace) -> dict[str, Any]:
     )
     selection.require_rows()
     check_model_of(table, args.model)
-    directions, strengths = _directions(args)
+    strengths = [parse_strengths(text) for text in args.strength or ["-3,0,3"]]
+    directions = [read_direction(text) for text in args.direction]
     # PyTorch is slow to import, so the request is checked first.
-    from pipeline.editing.edit import edits_of
     from pipeline.editing.w_space import w_space_of
     from pipeline.inversion import ready_device
 
@@ -142,32 +158,6 @@ def _kind(args: argparse.Namespace) -> str:
     return kind
 
 
-def _check_flags(args: argparse.Namespace, kind: str) -> None:
-    for name, kinds in _OWN_FLAGS.items():
-        if getattr(args, name) is not None and kind not in kinds:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is for --as {' and '.join(kinds)}, not for {kind}")
-    if args.identity:
-        check_identity(args.identity)
-
-
-def _check_output(args: argparse.Namespace, kind: str) -> None:
-    check_outside(args.table, args.output, _FOLDERS.get(kind))
-    if kind == "video":
-        from pipeline.editing.animation import check_animation
-
-        check_animation(args.output, *([args.fps] if args.fps else []))
-
-
-def _directions(args: argparse.Namespace) -> tuple[list[Any], list[tuple[float, ...]]]:
-    """Read the directions and their strengths, before a model is loaded."""
-    from pipeline.editing.directions import read_direction
-    from pipeline.editing.edit import parse_strengths
-
-    strengths = [parse_strengths(text) for text in args.strength or ["-3,0,3"]]
-    return [read_direction(text) for text in args.direction], strengths
-
-
 _Result = tuple[dict[str, Any], list[str]]
 
 
@@ -177,27 +167,24 @@ def _write_table(
     from pipeline.editing.edited_table import TableEdit
     from pipeline.metrics import MetricEvaluator
 
+    name = str(args.model or selection.table.spec.config["model"])
     config = {
         "table": selection.table.store.root,
-        "model": args.model or selection.table.spec.config.get("model"),
-        **{name: selection.table.spec.config.get(name) for name in ("encoder_type", "domain")},
+        "model": name if name in bundle_names() else canonical_uri(name),
+        **{name: selection.table.spec.config.get(name) for name in MODEL_SETTINGS},
         "direction": args.direction,
         "strength": args.strength,
         "layers": args.layers,
     }
-    meter = MetricEvaluator(args.device, _identity(args, selection.table, model))
+    # As given, else the source's, else that of the model's domain.
+    identity = args.identity or selection.table.spec.config.get("identity")
+    meter = MetricEvaluator(
+        args.device, str(identity or preset_for(model).identity(prealigned=True))
+    )
     edit = TableEdit(
         selection, model, edits, meter, config, args.latent_dtype, args.part_size or 256
     )
     return edit.run(args.output), edit.notes
-
-
-def _identity(args: argparse.Namespace, table: Table, model: RestyleModel) -> str:
-    """Return the identity network: as given, else the source's, else that of the model's domain."""
-    from pipeline.models.domains import preset_for
-
-    stored = table.spec.config.get("identity")
-    return str(args.identity or stored or preset_for(model).identity(prealigned=True))
 
 
 def _write_grid(
@@ -224,7 +211,6 @@ def _write_images(
 def _write_video(
     args: argparse.Namespace, selection: NamedSelection, model: RestyleModel, edits: Edits
 ) -> _Result:
-    from pipeline.editing.animation import FPS, write_animation
     from pipeline.editing.edit_pictures import edit_frames
     from pipeline.interop.pictures import Drawing
 

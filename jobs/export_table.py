@@ -39,7 +39,14 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 
-from pipeline.cli import add_count, add_renderer, add_selection, job_parser, print_result
+from pipeline.cli import (
+    add_count,
+    add_renderer,
+    add_selection,
+    job_parser,
+    print_result,
+    refuse_unused,
+)
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import (
     EXPORT_OUTPUT,
@@ -203,19 +210,15 @@ def _drawing(args: argparse.Namespace, selection: NamedSelection) -> tuple[Resty
 def _refuse_unused(args: argparse.Namespace, kind: str) -> None:
     """Raise `ConfigError` for a flag that means nothing for this kind."""
     rendered = ("huggingface", "webdataset")
-    pictures = (*PICTURES, *(kind for kind in rendered if args.render))
-    meant = {
+    pictures = (*PICTURES, *(rendered if args.render else ()))
+    meant_for = {
         "size": pictures,
         "truncate_pixels": pictures,
         "rows_per_file": tuple(SERIES),
         "sort_by": tuple(SERIES),
         "render": rendered,
     }
-    for name, kinds in meant.items():
-        if getattr(args, name) and kind not in kinds:
-            what = "pictures" if kinds == pictures else "these layouts"
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is for {what} ({', '.join(kinds)}), not for {kind}")
+    refuse_unused(args, kind, meant_for)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
+from pipeline.choices import Space
 from pipeline.cli import add_selection, job_parser, number, print_result
+from pipeline.editing.direction_fit import FitSettings, Method, fit_direction
 from pipeline.editing.labels import SPLIT_BY, Labels
 from pipeline.errors import ConfigError, printable
 from pipeline.redaction import finite
@@ -37,7 +39,6 @@ from pipeline.table import open_table
 from pipeline.table.model_lookup import check_model_of, model_of
 from pipeline.table.selection import Selection
 
-METHODS, SPACES = ("mean", "ridge", "logistic"), ("w", "w+")
 SUFFIX = ".safetensors"
 
 
@@ -63,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         "--against", default="", metavar="SQL", help="condition of the faces opposite to --where"
     )
     parser.add_argument("--output", required=True, metavar="FILE", help=f"NAME{SUFFIX}")
-    parser.add_argument("--method", choices=METHODS, help="(default: ridge, logistic for classes)")
     parser.add_argument(
-        "--space", choices=SPACES, default="w", help="w: one row for all; w+: a row for each"
+        "--method", choices=get_args(Method), help="(default: ridge, logistic for classes)"
+    )
+    parser.add_argument(
+        "--space",
+        choices=get_args(Space),
+        default="w",
+        help="w: one row for all; w+: a row for each",
     )
     parser.add_argument(
         "--penalty",
@@ -107,7 +113,6 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     check_model_of(table, args.model)
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.editing.direction_card import card_of, card_text
-    from pipeline.editing.direction_fit import FitSettings, fit_direction
     from pipeline.editing.directions import Direction, read_direction, save_direction
     from pipeline.editing.w_space import w_space_of
 
@@ -118,11 +123,11 @@ def _fit(args: argparse.Namespace) -> dict[str, Any]:
     notes = [note for other in others if (note := other.check_model(space))]
     fit = fit_direction(labels, settings, model.latent_avg.double().cpu().numpy())
     facts = card_of(labels, settings, fit)
-    direction = Direction(name, fit.rows.astype("f4"), "", space, facts)
+    direction = Direction(name, fit.rows.astype("f4"), space, facts)
     store, _ = file_place(args.output)
     record = json.dumps(finite({"name": name, **facts}), indent=2, allow_nan=False)
     store.put(f"{name}.json", f"{record}\n".encode())
-    store.put(f"{name}.md", card_text(direction).encode())
+    store.put(f"{name}.md", card_text(name, space, facts).encode())
     store.put(f"{name}{SUFFIX}", save_direction(direction))
     for note in notes:
         print(printable(note), file=sys.stderr)

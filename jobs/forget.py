@@ -25,18 +25,19 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from pipeline.choices import SearchBy
 from pipeline.cli import add_device, add_selection, exit_code_of, job_parser, number
+from pipeline.config_loading import flag_of
 from pipeline.errors import ConfigError, RequestError, printable
 from pipeline.storage import MAX_SAMPLE_BYTES, Store
 from pipeline.storage.uris import read_bounded
 from pipeline.table import Table, open_table
 from pipeline.table.forgetting.descendants import Descendant, find_descendants
-from pipeline.table.forgetting.erase import Erased, ForgottenRow, forget, forgotten_rows
-from pipeline.table.forgetting.forgotten import ForgetList, Forgotten, Source
+from pipeline.table.forgetting.erase import ForgottenRow, forget, forgotten_rows
+from pipeline.table.forgetting.forgotten import ForgetList, Forgotten
 from pipeline.table.forgetting.leftovers import leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
@@ -44,15 +45,6 @@ from pipeline.table.selection import Selection
 NOT_CONFIRMED = 3
 SHOWN = 50
 _STOPPED = "run the same command again, which does the rest"
-
-
-@dataclass
-class _Request:
-    """Images to forget in a table."""
-
-    table: Table
-    lists: list[ForgetList] = field(default_factory=list)  # that its own list lacks
-    similar: dict[str, float] = field(default_factory=dict)  # similarity by image id
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,11 +99,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _forget(args: argparse.Namespace) -> int:
     _check(args)
-    request = _request(args)
-    store, spec = request.table.store, request.table.spec
-    forgotten = Forgotten.read(store) + Forgotten(request.lists)
+    table = open_table(args.table)
+    store, spec = table.store, table.spec
+    known = Forgotten.read(store)
+    lists, similar = _request(args, table, known)
+    forgotten = known + Forgotten(lists)
     rows = list(forgotten_rows(store, forgotten))
-    for line in _lines(rows, request.similar):
+    for line in _lines(rows, similar):
         print(printable(line), file=sys.stderr)
     tables = find_descendants(store, spec, forgotten, args.descendants)
     confirmed = args.yes or args.similar is None
@@ -123,14 +117,16 @@ def _forget(args: argparse.Namespace) -> int:
         "rejects": sum(row.kind == "rejects" for row in rows),
         "parts": len({(row.shard, row.part) for row in rows}),
         "shards": len({row.shard for row in rows}),
-        "similar": request.similar,
+        "similar": similar,
         "descendants": [each.to_dict() for each in tables],
     }
     mentions: tuple[str, ...] = ()
     if not facts["dry_run"]:
-        erased = forget(store, _counted(request.lists, facts), ignored_runs=args.ignore_run)
+        removes = {name: facts[name] for name in ("faces", "rejects")}
+        counted = [replace(each, removes=removes) for each in lists]
+        erased = forget(store, counted, ignored_runs=args.ignore_run)
         mentions = erased.mentions
-        facts |= _done(erased)
+        facts |= {name: value for name, value in asdict(erased).items() if name != "mentions"}
     facts["stays"] = leftovers(store, spec, mentions)
     for line in _closing_lines(facts, tables):
         print(printable(line), file=sys.stderr)
@@ -141,9 +137,7 @@ def _forget(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for flags that do not fit together."""
-    ways = [
-        f"--{name.replace('_', '-')}" for name in ("where", "like", "listed_in") if vars(args)[name]
-    ]
+    ways = [flag_of(name) for name in ("where", "like", "listed_in") if vars(args)[name]]
     if len(ways) > 1:
         raise ConfigError(f"{' and '.join(ways)}: choose the images in one way at a time")
     if not args.where and (args.order or args.limit is not None):
@@ -159,11 +153,15 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _request(args: argparse.Namespace) -> _Request:
-    """Return the images to forget; `RequestError` if a selection chooses none."""
-    table = open_table(args.table)
-    known = Forgotten.read(table.store)
+def _request(
+    args: argparse.Namespace, table: Table, known: Forgotten
+) -> tuple[list[ForgetList], dict[str, float]]:
+    """Return the images to forget beside the `known` ones, and the similarities of faces by id.
+
+    Raises `RequestError` if a selection chooses none.
+    """
     similar: dict[str, float] = {}
+    lists: list[ForgetList] = []
     if args.listed_in:
         listed = Store(args.listed_in)
         lists = lists_of(listed, args.reason or f"forgotten in '{listed.root}'")
@@ -172,23 +170,13 @@ def _request(args: argparse.Namespace) -> _Request:
         if args.like:
             similar = _similar_faces(table, args) if args.similar is not None else {}
             selections = _like_selections(table, args.like, similar)
-        sources, keys = _sources(selections)
+        chosen = [choose_sources(selection) for selection in selections]
+        sources = [source for some, _ in chosen for source in some]
         if not sources and not known.unfinished:
             raise RequestError(_nothing(table, args))
+        keys = set().union(*(names for _, names in chosen))
         lists = [new_list(table, sources, args.reason, keys)] if sources else []
-    else:
-        lists = []
-    return _Request(table, [each for each in lists if not known.has(each)], similar)
-
-
-def _sources(selections: Sequence[Selection]) -> tuple[list[Source], set[str]]:
-    sources: list[Source] = []
-    keys: set[str] = set()
-    for selection in selections:
-        chosen, names = choose_sources(selection)
-        sources += chosen
-        keys |= names
-    return sources, keys
+    return [each for each in lists if not known.has(each)], similar
 
 
 def _nothing(table: Table, args: argparse.Namespace) -> str:
@@ -221,29 +209,13 @@ def _similar_faces(table: Table, args: argparse.Namespace) -> dict[str, float]:
     from pipeline.engine.photos import queries_of
     from pipeline.inversion import ready_device
     from pipeline.search.neighbours import faces_above
-    from pipeline.search.requests import check_by, default_by
+    from pipeline.search.requests import default_by
     from pipeline.search.vectors import Vectors
 
     by: SearchBy = args.by or default_by(table)
-    check_by(table, by)
     vectors = Vectors(Selection(table), by, ready_device(args.device))
     _, queries = queries_of(vectors, [args.like], args.device)
     return faces_above(vectors, queries, args.similar)
-
-
-def _counted(lists: Sequence[ForgetList], facts: dict[str, Any]) -> list[ForgetList]:
-    removes = {name: int(facts[name]) for name in ("faces", "rejects")}
-    return [replace(each, removes=removes) for each in lists]
-
-
-def _done(erased: Erased) -> dict[str, Any]:
-    return {
-        "faces": erased.faces,
-        "rejects": erased.rejects,
-        "parts": erased.parts,
-        "shards": erased.shards,
-        "notes": list(erased.notes),
-    }
 
 
 def _lines(rows: Sequence[ForgottenRow], similar: dict[str, float]) -> Iterator[str]:

@@ -24,11 +24,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from pipeline.choices import CodeType, Fit, Icc
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.cli import add_count, add_device, add_flags, job_parser, print_result
-from pipeline.config_loading import FaceSearch, ModelFlags, fill_part
+from pipeline.config import MODEL_SETTINGS, JobConfig, fill_part
+from pipeline.config_loading import flag_of
 from pipeline.errors import ConfigError, printable
 from pipeline.interop.code_files import CodeFiles, faces_of, open_codes
 from pipeline.interop.lineage import Lineage, lineage_of, lineage_of_export
@@ -36,7 +37,6 @@ from pipeline.metrics.names import check_identity
 from pipeline.models.domains import treatment_for
 from pipeline.models.files import bundle_names, check_model, hints_of
 from pipeline.storage import (
-    FILES_PER_SHARD,
     ReadOptions,
     Store,
     canonical_uri,
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from pipeline.interop.importing import Importing
     from pipeline.interop.measuring import Measuring
     from pipeline.models import RestyleModel
+
+# Settings of the inversion job that mean the same here: of images to measure by, and of all.
+OF_IMAGES = ("prealigned", "fit", *EARLIER_SEARCH, "icc", "identity")
+SHARED = (*MODEL_SETTINGS, *OF_IMAGES, "latent_dtype", "files_per_shard", "sniff")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,54 +67,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--names", metavar="FILE", help="names of an array's codes, one per line")
     parser.add_argument("--refined-from", metavar="TABLE", help="table that the codes came from")
     parser.add_argument("--model", required=True, help="model of the codes")
-    add_flags(parser, ModelFlags)
     parser.add_argument("--output", required=True, metavar="URI", help="the table's folder")
     parser.add_argument("--method", default="imported", help="the word in the column `method`")
     parser.add_argument("--images", metavar="URI", help="inverted images, to measure against")
     parser.add_argument(
         "--results", metavar="URI", help="pictures <step>/<name>, instead of rendering"
     )
-    parser.add_argument(
-        "--prealigned",
-        action=argparse.BooleanOptionalAction,
-        help="images are aligned crops (default: as the model's domain asks)",
-    )
-    parser.add_argument("--fit", choices=get_args(Fit), help="how prealigned images are resized")
-    add_flags(parser, FaceSearch)
-    parser.add_argument("--icc", choices=get_args(Icc), help="colour profiles (default apply)")
-    parser.add_argument("--identity", help="identity network: dlib, none, or a weight file")
-    parser.add_argument(
-        "--latent-dtype", choices=get_args(CodeType), default="float16", help="type of w_plus"
-    )
     add_count(parser, "--part-size", "samples per part", 256)
-    add_count(
-        parser, "--files-per-shard", "images of a folder that make one shard", FILES_PER_SHARD
-    )
-    parser.add_argument(
-        "--sniff",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="recognise --images without a known extension by their first bytes",
-    )
+    add_flags(parser, JobConfig, SHARED)
     add_device(parser, "device that renders and measures")
     return parser
 
 
 def _import(args: argparse.Namespace) -> dict[str, object]:
-    codes = _check(args)
+    config = fill_part(SHARED, vars(args))
+    codes = _check(args, config)
     # PyTorch is slow to import, so the request is checked first.
     from pipeline.interop.importing import Importing, ImportSettings
     from pipeline.inversion import ready_device
     from pipeline.models import load_model
 
-    hints = hints_of(fill_part(ModelFlags, vars(args)).model_dump())
+    hints = hints_of(config.model_dump())
     settings = ImportSettings(
         model=args.model if args.model in bundle_names() else canonical_uri(args.model),
         method=args.method,
-        latent_dtype=args.latent_dtype,
+        latent_dtype=config.latent_dtype,
         part_size=args.part_size,
-        files_per_shard=args.files_per_shard,
-        sniff=args.sniff,
+        files_per_shard=config.files_per_shard,
+        sniff=config.sniff,
         images=args.images and canonical_uri(args.images),
         **hints,
     )
@@ -120,7 +104,8 @@ def _import(args: argparse.Namespace) -> dict[str, object]:
     if not args.images:
         return _run(Importing(codes, model, settings, lineage=lineage), args.output)
     many_faces = any(face.face_index for _, faces in faces_of(codes.names) for face in faces)
-    with _measuring(args, model, device, many_faces=many_faces) as measuring:
+    results = Store(args.results) if args.results else None
+    with _measuring(config, results, model, device, many_faces=many_faces) as measuring:
         return _run(Importing(codes, model, settings, measuring, lineage), args.output)
 
 
@@ -131,19 +116,17 @@ def _lineage(table: str | None, codes: CodeFiles) -> Lineage | None:
     return lineage_of(codes.names, table, codes.origin.image_ids if codes.origin else None)
 
 
-def _check(args: argparse.Namespace) -> CodeFiles:
+def _check(args: argparse.Namespace, config: JobConfig) -> CodeFiles:
     """Return the codes; raise a `RequestError` for what is wrong, without importing PyTorch."""
     check_output(args.output, TABLE_OUTPUT)
-    if not args.images:
-        for name in ("results", "prealigned", "fit", "icc", "identity", *FaceSearch.model_fields):
-            if getattr(args, name) is not None:
-                flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} is for images, to measure by: name them with --images")
+    given = [flag_of(name) for name in ("results", *OF_IMAGES) if vars(args)[name] is not None]
+    if given and not args.images:
+        raise ConfigError(f"{given[0]} is for images, to measure by: name them with --images")
     check_model(args.model)
-    if args.identity:
-        check_identity(args.identity)
+    if config.identity:
+        check_identity(config.identity)
     if args.images:
-        list_shards(args.images, options=ReadOptions(sniff=args.sniff)).first()
+        list_shards(args.images, options=ReadOptions(sniff=config.sniff)).first()
     if args.refined_from:
         open_table(args.refined_from)
     codes = open_codes(args.codes, args.names)
@@ -159,26 +142,23 @@ def _run(importing: Importing, root: str) -> dict[str, object]:
 
 
 def _measuring(
-    args: argparse.Namespace, model: RestyleModel, device: str, *, many_faces: bool
+    config: JobConfig, results: Store | None, model: RestyleModel, device: str, *, many_faces: bool
 ) -> Measuring:
     from pipeline.alignment import AlignmentSettings
     from pipeline.interop.measuring import Measuring
     from pipeline.metrics import MetricEvaluator
 
     treatment = treatment_for(
-        model, prealigned=args.prealigned, identity=args.identity, fit=args.fit
+        model, prealigned=config.prealigned, identity=config.identity, fit=config.fit
     )
-    search = fill_part(FaceSearch, vars(args))
     print(printable(treatment.description), file=sys.stderr)
     alignment = AlignmentSettings(
         faces="all" if many_faces else "largest",
         prealigned=treatment.prealigned,
         fit=treatment.fit,
         output_size=model.input_size,
-        **search.model_dump(),
-        icc=args.icc or "apply",
+        **config.model_dump(include={"icc", *EARLIER_SEARCH}),
     )
-    results = Store(args.results) if args.results else None
     return Measuring(model, alignment, MetricEvaluator(device, treatment.identity), results)
 
 

@@ -34,8 +34,9 @@ from rich.table import Table as Grid
 from pipeline.cli import add_place, exit_code_of, job_parser, parse_places
 from pipeline.errors import ConfigError, printable
 from pipeline.redaction import finite
-from pipeline.table import as_python, open_table
+from pipeline.table import open_table
 from pipeline.table.frames import read_frame
+from pipeline.table.reader import as_python
 from pipeline.table.statements import check_frame_names
 
 _LONGEST_LIST = 8

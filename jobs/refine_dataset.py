@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.choices import EARLIER_ALIGNMENT
 from pipeline.cli import add_count, add_flags, job_parser
-from pipeline.config import JobConfig, load_config
+from pipeline.config import MODEL_SETTINGS, JobConfig, load_config
 from pipeline.engine.job import run_to_exit_code
 from pipeline.errors import ConfigError, printable
 from pipeline.storage import ALL_IMAGES, canonical_uri
@@ -28,7 +28,7 @@ from pipeline.table import RunRecord, TableSpec, open_initial_table
 KEPT = (
     *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
     *("best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
-    *("domain", "encoder_type", "estimate_latent_avg"),
+    *MODEL_SETTINGS,
 )
 OWN = (
     *("distance_weight", "seed", "best_step_by", "latent_dtype"),
@@ -68,15 +68,15 @@ def second_pass(table: str, flags: dict[str, Any]) -> JobConfig:
         settings["input"] = layout["input"]
     if "input" not in first_config:
         settings |= _of_imported(table, spec)
-    settings |= {name: layout[name] for name in ("files_per_shard",) if name in layout}
+    kept = ("files_per_shard", "image_column", "limit")
+    settings |= {name: layout[name] for name in kept if layout.get(name)}
     settings["sniff"] = layout.get("sniff", False)  # older tables have none
     settings["image_field"] = layout.get("image_field", ALL_IMAGES)
-    if layout.get("image_column"):
-        settings["image_column"] = layout["image_column"]
-    if layout.get("limit"):
-        settings["limit"] = layout["limit"]
     settings |= {name: value for name, value in flags.items() if value is not None}
-    return load_config(None, settings | {"method": "hybrid", "init": table})
+    try:
+        return load_config(None, settings | {"method": "hybrid", "init": table})
+    except ConfigError as error:  # this job's flag for the iterations is --steps
+        raise ConfigError(str(error).replace("--iterations:", "--steps:")) from None
 
 
 def _of_imported(table: str, spec: TableSpec) -> dict[str, Any]:

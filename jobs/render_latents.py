@@ -31,7 +31,9 @@ from pipeline.cli import (
     number,
     positive,
     print_result,
+    refuse_unused,
 )
+from pipeline.config_loading import flag_of
 from pipeline.editing.animation import FPS, SUFFIXES, check_animation
 from pipeline.editing.mixing import MixSource, parse_mix
 from pipeline.errors import ConfigError
@@ -157,29 +159,20 @@ def _render(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_flags(args: argparse.Namespace, kind: str) -> None:
     """Raise `ConfigError` for flags that do not go together."""
-    for name, kinds in _ONLY_FOR.items():
-        if getattr(args, name) and kind not in kinds:
-            places = " or ".join(_KINDS[each] for each in kinds)
-            raise ConfigError(
-                f"--{_flag(name)} is for {places}; --output {args.output} is {_KINDS[kind]}"
-            )
+    refuse_unused(args, kind, _ONLY_FOR, _KINDS.__getitem__)
     if kind == ANIMATION:
         check_animation(args.output, args.fps or FPS)
-    chosen = [name for name in ("mix", "group_by", "ids") if getattr(args, name)]
+    chosen = [flag_of(name) for name in ("mix", "group_by", "ids") if getattr(args, name)]
     if len(chosen) > 1:
-        raise ConfigError(f"--{_flag(chosen[0])} and --{_flag(chosen[1])} do not go together")
+        raise ConfigError(f"{chosen[0]} and {chosen[1]} do not go together")
     walks = [name for name in ("frames", "closed") if getattr(args, name)]
     if walks and (args.mix or args.group_by):
-        raise ConfigError(f"--{walks[0]} is for walks, not for --{_flag(chosen[0])}")
+        raise ConfigError(f"--{walks[0]} is for walks, not for {chosen[0]}")
     if args.closed and not args.frames and kind == GRID:
         raise ConfigError("--closed is for walks: give --frames too")
     named = [name for name in _SELECTING if getattr(args, name)]
     if named and (args.mix or args.ids):
-        raise ConfigError(f"--{named[0]} chooses faces, but --{chosen[0]} names them: give one")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+        raise ConfigError(f"--{named[0]} chooses faces, but {chosen[0]} names them: give one")
 
 
 def _sequence(

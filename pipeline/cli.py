@@ -18,8 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.choices import Device
+from pipeline.config_loading import flag_of
 from pipeline.errors import (
     AccessError,
+    ConfigError,
     PipelineError,
     RequestError,
     TableError,
@@ -235,6 +237,22 @@ def add_device(parser: argparse.ArgumentParser, text: str, default: Device = "cp
     parser.add_argument("--device", default=default, choices=typing.get_args(Device), help=text)
 
 
+def refuse_unused(
+    args: argparse.Namespace,
+    kind: str,
+    meant_for: Mapping[str, Sequence[str]],
+    words: Callable[[str], str] = "--as {}".format,
+) -> None:
+    """Raise `ConfigError` for a flag that means nothing for the `kind` of output.
+
+    `meant_for` has the kinds of flags, by their names in the namespace; `words` names a kind.
+    """
+    for name, kinds in meant_for.items():
+        if getattr(args, name) not in (None, False, "") and kind not in kinds:
+            places = " or ".join(map(words, kinds))
+            raise ConfigError(f"{flag_of(name)} is for {places}, not for {words(kind)}")
+
+
 def number(
     what: str = "a number", fits: Callable[[float], bool] = math.isfinite
 ) -> Callable[[str], float]:
@@ -275,13 +293,16 @@ def add_count(
 def add_flags(
     parser: argparse.ArgumentParser, model: type[BaseModel], names: Iterable[str] | None = None
 ) -> None:
-    """Add a flag for each field of `model`, or for those in `names`; a flag not given is None."""
-    for name in names or model.model_fields:
+    """Add a flag for each field of `model`, or for those in `names`; a flag not given is None.
+
+    Help lists the fields of the class itself before those of its base classes.
+    """
+    for name in names or {**model.__annotations__, **model.model_fields}:
         _add_flag(parser, name, model.model_fields[name])
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    flag, text = "--" + name.replace("_", "-"), field.description or ""
+    flag, text = flag_of(name), field.description or ""
     if field.default is not None and not field.is_required():
         text = f"{text} (default {field.default})"
     kinds = _allowed_types(field.annotation)

@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.choices import (
-    CHECK_BELOW,
-    COARSE_SIDE,
-    SEARCH_PIXELS,
     BestStepBy,
     CodeType,
     Device,
+    EncoderType,
     Faces,
-    Fit,
-    Icc,
     IdentitySteps,
     MethodName,
     Precision,
     Space,
 )
 from pipeline.config_loading import (
-    IMAGE_COLUMN_MEANING,
-    IMAGE_FIELD_MEANING,
-    CheckBelow,
-    CoarseSide,
-    DomainSetting,
-    EncoderTypeSetting,
-    EstimateLatentAvg,
-    ImageField,
-    SearchPixels,
-    TurnsSetting,
+    AlignmentFlags,
+    ReadFlags,
     check_uris,
     fill,
     flag_of,
 )
 from pipeline.errors import printable
-from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions, canonical_uri
+from pipeline.storage import canonical_uri
 
 OPTIMISING = ("optimize", "hybrid")
+# Settings of a model, for facts that its file may lack.
+MODEL_SETTINGS = ("domain", "encoder_type", "estimate_latent_avg")
 STEPS, AUTO_STEPS_AT_MOST, ITERATIONS = 5, 10, 300
 
 
-class JobConfig(BaseModel):
+class JobConfig(ReadFlags, AlignmentFlags):
     """Settings of `jobs/invert_dataset.py`.
 
-    Settings of the second and third group (method, faces) change rows, those of the fourth decide
-    which image is in which shard: a table can only be continued with the same values. The last
-    group controls execution.
+    Settings of alignment and of the second and third group (method, faces) change rows, those of
+    reading and `limit` decide which image is in which shard: a table can only be continued with
+    the same values. The last group controls execution.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: str = Field(description="folder, .tar, .parquet, or a folder of these; any fsspec URI")
     output: str = Field(description="the table's folder; any fsspec URI")
@@ -63,9 +51,20 @@ class JobConfig(BaseModel):
     )
 
     model: str = Field("demo", description="a bundle's name or URI, or an official .pt file")
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
+    domain: str | None = Field(
+        None,
+        min_length=1,
+        description="what the model's images show: faces, cars, church, ...; any other word: "
+        "images without faces (default: the domain in the model's file)",
+    )
+    encoder_type: EncoderType | None = Field(
+        None, description="encoder type of a checkpoint whose options name none"
+    )
+    estimate_latent_avg: bool = Field(
+        False,
+        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
+        "z codes",
+    )
     method: MethodName = Field("restyle", description="how codes are computed")
     steps: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = Field(
         None,
@@ -121,25 +120,8 @@ class JobConfig(BaseModel):
     )
 
     faces: Faces = Field("largest", description="which faces of an image are inverted")
-    prealigned: bool | None = Field(
-        None, description="images are crops: resize without face detection (default: by the domain)"
-    )
-    fit: Fit | None = Field(
-        None,
-        description="how a prealigned image of another aspect ratio is resized (default stretch)",
-    )
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
-    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
     max_pixels: int = Field(
         64_000_000, ge=1, description="maximum pixels of an image, checked before decoding"
-    )
-    icc: Icc = Field(
-        "apply",
-        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
-        "scripts",
     )
     identity: str | None = Field(
         None,
@@ -166,17 +148,9 @@ class JobConfig(BaseModel):
         description="store the identity vector of the face, for searches (default: where an "
         "identity network is used)",
     )
-    files_per_shard: int = Field(
-        FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
-    )
     limit: int | None = Field(
         None, ge=1, description="use only the first N samples, whether or not they are selected"
     )
-    sniff: bool = Field(
-        True, description="read files without a known extension if their first bytes are an image's"
-    )
-    image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
-    image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
     keep_columns: str | None = Field(
         None,
         description="fields of the input that become columns of the table, separated by commas: "
@@ -247,13 +221,6 @@ class JobConfig(BaseModel):
         }
 
     @property
-    def read_options(self) -> ReadOptions:
-        """Options for listing the input and reading its shards."""
-        return ReadOptions(
-            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
-        )
-
-    @property
     def kept_names(self) -> tuple[str, ...]:
         """Names in `keep_columns`."""
         return tuple(self.keep_columns.split(",")) if self.keep_columns else ()
@@ -315,3 +282,11 @@ def load_config(file: str | None, flags: Mapping[str, Any]) -> JobConfig:
     config = fill(JobConfig, file, flags)
     check_uris(config, ("input", "output", "target", "model", "identity", "bootstrap", "init"))
     return config
+
+
+def fill_part(names: Iterable[str], flags: Mapping[str, Any]) -> JobConfig:
+    """Return the settings `names` among the flags of a job that takes only some; raises as `fill`.
+
+    The input and output of the config are empty.
+    """
+    return fill(JobConfig, None, {"input": "", "output": "", **{n: flags[n] for n in names}})

@@ -1,4 +1,7 @@
-"""Load a job's settings into a pydantic model from a YAML file and then from flags."""
+"""Load a job's settings into a pydantic model from a YAML file and then from flags.
+
+Groups of settings that several jobs take are base classes of their models.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -17,12 +19,20 @@ from pipeline.choices import (
     COARSE_SIDE,
     MOST_SEARCH_PIXELS,
     SEARCH_PIXELS,
-    EncoderType,
+    Fit,
+    Icc,
     Turns,
 )
 from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.redaction import clean
-from pipeline.storage import canonical_uri, is_local, one_line
+from pipeline.storage import (
+    FILES_PER_SHARD,
+    ONE_IMAGE,
+    ReadOptions,
+    canonical_uri,
+    is_local,
+    one_line,
+)
 from pipeline.storage.uris import read_file
 
 _MAX_FILE_BYTES = 1 << 20
@@ -31,76 +41,52 @@ _TEXT = yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-TurnsSetting = Annotated[
-    Turns, Field(description="whether photos rotated by 90, 180 and 270 degrees are searched too")
-]
-SearchPixels = Annotated[
-    int,
-    Field(
+
+class SettingGroup(BaseModel):
+    """Settings that more than one job takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AlignmentFlags(SettingGroup):
+    """Settings by which images become faces."""
+
+    prealigned: bool | None = Field(
+        None, description="images are crops: resize without face detection (default: by the domain)"
+    )
+    fit: Fit | None = Field(
+        None,
+        description="how a prealigned image of another aspect ratio is resized (default stretch)",
+    )
+    turns: Turns = Field(
+        "auto", description="whether photos rotated by 90, 180 and 270 degrees are searched too"
+    )
+    search_pixels: int = Field(
+        SEARCH_PIXELS,
         ge=0,
         le=MOST_SEARCH_PIXELS,
         description="maximum pixels of the enlarged copy in which a face is searched if smaller "
         "copies show none; 0: no copy of more than 1792 px per side",
-    ),
-]
-CheckBelow = Annotated[
-    float,
-    Field(
+    )
+    check_below: float = Field(
+        CHECK_BELOW,
         ge=0,
         allow_inf_nan=False,
         description="faces with a lower detector score are detected again in their crop; 0: none",
-    ),
-]
-CoarseSide = Annotated[
-    int,
-    Field(
+    )
+    coarse_side: int = Field(
+        COARSE_SIDE,
         ge=0,
         lt=448,
         description="longest side in pixels of the copy that is searched first, for a face that "
         "is large in its photo; 0: none",
-    ),
-]
-
-
-DomainSetting = Annotated[
-    str | None,
-    Field(
-        min_length=1,
-        description="what the model's images show: faces, cars, church, ...; any other word: "
-        "images without faces (default: the domain in the model's file)",
-    ),
-]
-EncoderTypeSetting = Annotated[
-    EncoderType | None, Field(description="encoder type of a checkpoint whose options name none")
-]
-EstimateLatentAvg = Annotated[
-    bool,
-    Field(
-        description="for a checkpoint without an average latent: use the mean of 100,000 mapped "
-        "z codes"
-    ),
-]
-
-
-class ModelFlags(BaseModel):
-    """Properties that a model's file may lack, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    domain: DomainSetting = None
-    encoder_type: EncoderTypeSetting = None
-    estimate_latent_avg: EstimateLatentAvg = False
-
-
-class FaceSearch(BaseModel):
-    """Settings of face detection, for jobs without the settings of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
+    )
+    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
+    icc: Icc = Field(
+        "apply",
+        description="embedded colour profiles: converted to sRGB, or ignored as in the reference "
+        "scripts",
+    )
 
 
 def _image_fields(text: str) -> str:
@@ -111,20 +97,30 @@ def _image_fields(text: str) -> str:
     return ",".join(fields)
 
 
-# Settings that more than one job takes.
-ImageField = Annotated[str, AfterValidator(_image_fields)]
-IMAGE_FIELD_MEANING = (
-    "which images of one webdataset key in a tar or zip: one, all, or the fields to use, the "
-    "preferred first (jpg,png)"
-)
-IMAGE_COLUMN_MEANING = "Parquet column of images (default: the only one, or a usual name)"
+class ReadFlags(SettingGroup):
+    """Settings of listing an input and reading its shards."""
 
+    files_per_shard: int = Field(
+        FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
+    )
+    sniff: bool = Field(
+        True, description="read files without a known extension if their first bytes are an image's"
+    )
+    image_field: Annotated[str, AfterValidator(_image_fields)] = Field(
+        ONE_IMAGE,
+        description="which images of one webdataset key in a tar or zip: one, all, or the fields "
+        "to use, the preferred first (jpg,png)",
+    )
+    image_column: str | None = Field(
+        None, description="Parquet column of images (default: the only one, or a usual name)"
+    )
 
-class ConfigFile(NamedTuple):
-    """Settings of a YAML file, and the line of each."""
-
-    settings: dict[str, Any]
-    lines: dict[Any, int]
+    @property
+    def read_options(self) -> ReadOptions:
+        """Options for listing the input and reading its shards."""
+        return ReadOptions(
+            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
+        )
 
 
 # Maps a setting's name to its location in messages.
@@ -137,21 +133,20 @@ def fill(kind: type[Settings], file: str | None, flags: Mapping[str, Any]) -> Se
     Raises `ConfigError` that names every unknown, missing or invalid setting, by its flag or by the
     line of the file that it comes from.
     """
-    settings, lines = read_config_file(file) if file else ConfigFile({}, {})
+    settings, lines = read_config_file(file) if file else ({}, {})
     given = {name: value for name, value in flags.items() if value is not None}
     settings = settings | given
-    of_file = {name: line for name, line in lines.items() if name not in given}
-    place = partial(_place, file, of_file)
+
+    def place(name: str) -> str:
+        """Return where a setting was given: its flag, or `run.yaml:7: name`."""
+        of_file = name in lines and name not in given
+        return f"{file}:{lines[name]}: {name}" if of_file else flag_of(name)
+
     _refuse_booleans(kind, settings, place)
     try:
         return kind(**settings)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, place)) from None
-
-
-def fill_part(kind: type[Settings], flags: Mapping[str, Any]) -> Settings:
-    """Return the settings of `kind` among the flags of a job; raises as `fill` does."""
-    return fill(kind, None, {name: flags[name] for name in kind.model_fields})
 
 
 def flag_of(name: str) -> str:
@@ -174,11 +169,6 @@ def check_uris(settings: BaseModel, names: Iterable[str]) -> None:
             raise InputError(f"{flag_of(name)}: {error}") from None
 
 
-def _place(file: str | None, lines: Mapping[str, int], name: str) -> str:
-    """Return where a setting was given: its flag, or `run.yaml:7: name`."""
-    return f"{file}:{lines[name]}: {name}" if name in lines else flag_of(name)
-
-
 def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _Locator) -> None:
     """Raise `ConfigError` for `yes` in place of a number, which pydantic would read as 1."""
     for name, value in settings.items():
@@ -190,8 +180,8 @@ def _refuse_booleans(kind: type[Settings], settings: Mapping[str, Any], place: _
             )
 
 
-def read_config_file(uri: str) -> ConfigFile:
-    """Read the YAML file at `uri` (any fsspec URI); an empty one has no settings.
+def read_config_file(uri: str) -> tuple[dict[str, Any], dict[Any, int]]:
+    """Return the settings of the YAML file `uri` (any fsspec URI; may be empty), and their lines.
 
     Raises `ConfigError` if the file is missing or not a mapping, `InputError` for a URI with
     credentials, and `StorageError` if it cannot be read.
@@ -210,12 +200,12 @@ def read_config_file(uri: str) -> ConfigFile:
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigError(f"'{uri}' holds a value that cannot be read: {error}") from error
     if settings is None:
-        return ConfigFile({}, {})
+        return {}, {}
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"'{uri}' must hold 'name: value' lines, got {type(settings).__name__}")
     names = [key for key, _ in node.value]
     _refuse_names_that_are_not_text(uri, names)
-    return ConfigFile(settings, {name.value: name.start_mark.line + 1 for name in names})
+    return settings, {name.value: name.start_mark.line + 1 for name in names}
 
 
 def _refuse_names_that_are_not_text(uri: str, names: Iterable[yaml.Node]) -> None:

@@ -8,6 +8,7 @@ PipelineError
 │   ├── FingerprintError    the output was made with other weights or settings
 │   └── ShapeError          a tensor of the wrong shape or dtype
 ├── StorageError            a read or write failed: exit code 1, run again to continue
+│   ├── MissingError        there is no such object
 │   └── AccessError         credentials or rights are missing or wrong: exit code 2 at the start
 │       └── CredentialsExpiredError  credentials expired later: exit code 1, run again
 ├── TableError              the table violates one of its own guarantees
@@ -79,6 +80,10 @@ class ShapeError(RequestError, ValueError):
 
 class StorageError(PipelineError):
     """A read or write of an object that failed."""
+
+
+class MissingError(StorageError):
+    """A file or object that does not exist."""
 
 
 class AccessError(StorageError):

@@ -190,7 +190,7 @@ def test_refused_run_prints_the_documented_keys(
     monkeypatch.chdir(tmp_path)
     line = last_line(capsys, invert_dataset, *arguments)
     assert line.keys() >= DOCUMENTED
-    assert line["samples"] == line["faces"] == line["seconds"] == 0
+    assert line["samples"] == line["faces"] == line["rejects"] == 0
     assert line["table"] == (None if "--step" in arguments else "out")
     assert not (tmp_path / "out").exists()
 

@@ -242,7 +242,7 @@ def test_every_setting_is_described() -> None:
 def test_config_file_is_read_from_any_storage() -> None:
     with fsspec.open("memory://configs/run.yaml", "w") as sink:
         sink.write("steps: 2\n")
-    assert read_config_file("memory://configs/run.yaml").settings == {"steps": 2}
+    assert read_config_file("memory://configs/run.yaml")[0] == {"steps": 2}
 
 
 def test_storage_failure_of_a_config_file_is_retryable() -> None:

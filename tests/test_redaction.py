@@ -168,7 +168,7 @@ def test_config_values_are_blanked_before_they_are_cut(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="steps") as caught:
         load_config(str(tmp_path / "run.yaml"), {})
     assert "xxx" not in str(caught.value)
-    assert read_config_file(str(tmp_path / "run.yaml")).settings["steps"] == [uri]
+    assert read_config_file(str(tmp_path / "run.yaml"))[0]["steps"] == [uri]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.images import Rejection
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AlignedFace:
     """Aligned crop of a face, and the alignment columns of its table row.
 
@@ -25,15 +25,17 @@ class AlignedFace:
     n_faces: int  # faces found in the image, including rejected ones
     width: int  # of the original after its EXIF orientation
     height: int
-    face_box: NDArray[np.float32] | None  # [4] left, top, right, bottom; may exceed the image
-    landmarks: NDArray[np.float32] | None  # [68, 2] x, y, in dlib's (iBUG) order
-    align_quad: NDArray[np.float32] | None  # [4, 2] top left, bottom left, bottom right, top right
-    face_px: float | None  # side of the face box
-    roll_deg: float | None  # tilt of the eye line; positive is clockwise
-    yaw: float | None  # [-1, 1]; 0 is frontal, positive turns the nose to the image's right
+    # [4] left, top, right, bottom; may exceed the image
+    face_box: NDArray[np.float32] | None = None
+    landmarks: NDArray[np.float32] | None = None  # [68, 2] x, y, in dlib's (iBUG) order
+    # [4, 2] top left, bottom left, bottom right, top right
+    align_quad: NDArray[np.float32] | None = None
+    face_px: float | None = None  # side of the face box
+    roll_deg: float | None = None  # tilt of the eye line; positive is clockwise
+    yaw: float | None = None  # [-1, 1]; 0 is frontal, positive turns the nose to the image's right
     sharpness: float  # variance of the Laplacian of the crop in grey levels [0, 255]
     pad_fraction: float  # [0, 1]; fraction of the crop outside of the original
-    detector_score: float | None  # margin of dlib's HOG detector
+    detector_score: float | None = None  # margin of dlib's HOG detector
     pixels: NDArray[np.uint8]  # [height, width, 3] RGB
     turn_deg: int | None = None  # clockwise turn (0, 90, 180 or 270) that brings the face upright
 

@@ -15,7 +15,6 @@ to 8 bits between them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,53 +50,31 @@ def padded(
     across, down = (_levels(_blur_share(axis.depth[::step])) for axis in axes)
     median = _median(Image.composite(coarse, sampled, _mask(across, down)))
     window_image = mirrored_window(image, box, axes)
-    _Fading(window_image, coarse, (_Fade.of(axes[0], step), _Fade.of(axes[1], step)), median).run()
+    _fade(window_image, coarse, axes, step, median)
     return window_image
 
 
-@dataclass(frozen=True)
-class _Fade:
-    """Fading of one axis of the window: 8-bit weights of its pixels, and its place when blurred."""
-
-    blur: _Levels  # weight of the blurred image, of 255
-    median: _Levels  # weight of the median, of 255
-    box: tuple[float, float]  # begin and end of the window in the blurred image
-
-    @classmethod
-    def of(cls, axis: Axis, step: int) -> _Fade:
-        """Return the fading of the window of `axis`."""
-        depth = axis.depth[axis.start : axis.stop]
-        box = axis.start / step, axis.stop / step
-        return cls(_levels(_blur_share(depth)), _levels(depth), box)
-
-
-@dataclass(frozen=True)
-class _Fading:
-    """Fades the strips along the edges of `window` in place.
+def _fade(
+    window: Image.Image,
+    coarse: Image.Image,  # the whole padded image, blurred, at 1 / `step` of its size
+    axes: tuple[Axis, Axis],  # columns and rows
+    step: int,
+    median: tuple[int, int, int],
+) -> None:
+    """Fade `window` in place along its edges to the blurred image, and the result to the median.
 
     The outermost pixels, which no crop reads (`MARGIN`), stay as they are.
     """
-
-    window: Image.Image
-    coarse: Image.Image  # the whole padded image, blurred, at a lower resolution
-    fades: tuple[_Fade, _Fade]  # of the columns, of the rows
-    median: tuple[int, int, int]
-
-    def run(self) -> None:
-        """Fade the window to the blurred image, and the result to the median."""
-        across, down = self.fades
-        for columns, rows in _strips(across.blur, down.blur):
-            mask = _mask(across.blur[columns], down.blur[rows])
-            self.window.paste(self._blurred(columns, rows), _box(columns, rows), mask)
-        for columns, rows in _strips(across.median, down.median):
-            mask = _mask(across.median[columns], down.median[rows])
-            self.window.paste(self.median, _box(columns, rows), mask)
-
-    def _blurred(self, columns: slice, rows: slice) -> Image.Image:
-        """Return a part of the blurred image at the window's resolution."""
-        across, down = (fade.box for fade in self.fades)
-        box = (across[0], down[0], across[1], down[1])
-        return resized_part(self.coarse, box, self.window.size, (columns, rows))
+    x, y = axes
+    box = (x.start / step, y.start / step, x.stop / step, y.stop / step)
+    depths = [axis.depth[axis.start : axis.stop] for axis in axes]
+    across, down = (_levels(_blur_share(depth)) for depth in depths)
+    for columns, rows in _strips(across, down):
+        blurred = resized_part(coarse, box, window.size, (columns, rows))
+        window.paste(blurred, _box(columns, rows), _mask(across[columns], down[rows]))
+    across, down = map(_levels, depths)
+    for columns, rows in _strips(across, down):
+        window.paste(median, _box(columns, rows), _mask(across[columns], down[rows]))
 
 
 def _strips(across: _Levels, down: _Levels) -> Iterator[tuple[slice, slice]]:

@@ -31,6 +31,10 @@ class SearchPass:
     upsample: int
     turned: bool = False
 
+    @property
+    def copies(self) -> int:
+        return len(TURNS) if self.turned else 1
+
     def searched_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return width and height of the searched copy of an image of `size`, before a turn."""
         width, height = (max(1, round(edge * self.scale)) << self.upsample for edge in size)
@@ -68,12 +72,8 @@ def plan_passes(
             for each in (_fitting(longest, 2 * side, 1), *larger)
             if each.pixels(size) <= search_pixels * _TURNED_SHARE
         ]
-        passes += sorted(larger, key=lambda each: each.pixels(size) * _count_copies(each))
+        passes += sorted(larger, key=lambda each: each.pixels(size) * each.copies)
     return list(dict.fromkeys(each for each in passes if turns or not each.turned))
-
-
-def _count_copies(search_pass: SearchPass) -> int:
-    return len(TURNS) if search_pass.turned else 1
 
 
 def _fitting(longest: int, side: int, upsample: int, *, turned: bool = False) -> SearchPass:

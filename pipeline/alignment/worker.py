@@ -7,7 +7,6 @@ never both wait on a full pipe.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Protocol, TypeAlias
 
 from pipeline.alignment.aligner import Aligner
@@ -77,12 +76,7 @@ class IsolatedAligner:
     def __enter__(self) -> IsolatedAligner:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _outcome(self, content: bytes) -> Outcome:

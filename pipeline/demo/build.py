@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,14 +20,13 @@ from pipeline.models.model import digest_of
 from pipeline.models.pixels import from_levels, to_levels
 from pipeline.models.stylegan2 import Generator
 from pipeline.storage import Store
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.data import random_batches
-from pipeline.training.distributed import Group, join_group
-from pipeline.training.encoder_task import EncoderTask, Faces, ModelStart, augment_faces
+from pipeline.training.checkpoints import load_state, save_state
+from pipeline.training.distributed import join_group
+from pipeline.training.encoder_task import EncoderTask, Faces, augment_faces, model_start
 from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import load_face_features
-from pipeline.training.train_log import TrainLog, read_reports, total_seconds
-from pipeline.training.trainer import LoopPlan, train
+from pipeline.training.train_log import read_reports, total_seconds
+from pipeline.training.trainer import train
 
 LICENCE = (
     "research use only: the pairs come from a network (the wheel says Apache-2.0) that descends "
@@ -39,60 +36,37 @@ WIDTH = 32  # of the encoder
 CARTOON_BATCH = 64
 
 
-@dataclass(frozen=True)
-class DemoData:
-    """Training pairs and, in `targets`, the images that the generator learns: uint8 [n, 3, s, s].
-
-    Without `targets` it learns the images of the pairs.
-    """
-
-    pairs: LatentPairs
-    targets: Tensor | None = None
-
-    @property
-    def as_pairs(self) -> LatentPairs:
-        """Codes with the images that the generator learns."""
-        return self.pairs if self.targets is None else LatentPairs(self.pairs.w, self.targets)
-
-    def split(self, held_out: int) -> tuple[DemoData, DemoData]:
-        """Return all but the last `held_out` pairs, and the last `held_out`."""
-        training, held_out_data = self.pairs.split(held_out)
-        if self.targets is None:
-            return DemoData(training), DemoData(held_out_data)
-        edge = len(training)
-        return DemoData(training, self.targets[:edge]), DemoData(held_out_data, self.targets[edge:])
-
-    def faces(self, index: Tensor, size: int) -> Faces:
-        """Return the encoder's inputs, of `size` pixels, and targets at `index`."""
-        images = from_levels(self.pairs.images[index])
-        inputs = images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
-        return Faces(inputs, images if self.targets is None else from_levels(self.targets[index]))
+def faces_at(pairs: LatentPairs, index: Tensor, size: int) -> Faces:
+    """Return the encoder's inputs, of `size` pixels, and targets at `index`."""
+    images = from_levels(pairs.images[index])
+    inputs = images if images.shape[-1] == size else F.adaptive_avg_pool2d(images, size)
+    return Faces(inputs, images if pairs.targets is None else from_levels(pairs.targets[index]))
 
 
 def reduced_pairs(pairs: LatentPairs, size: int) -> LatentPairs:
-    """Return `pairs` with images of `size` pixels, by block means."""
-    if pairs.images.shape[-1] == size:
+    """Return `pairs` with images of `size` pixels to render, by block means."""
+    if pairs.rendered.shape[-1] == size:
         return pairs
-    images = [_reduced(from_levels(batch), size) for batch in pairs.images.split(CARTOON_BATCH)]
+    images = [_reduced(from_levels(batch), size) for batch in pairs.rendered.split(CARTOON_BATCH)]
     return LatentPairs(pairs.w, torch.cat(images))
 
 
-def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> DemoData:
+def draw_cartoons(pairs: LatentPairs, size: int, folder: str) -> LatentPairs:
     """Return `pairs` reduced to `size`, with cartoons computed at full size as targets.
 
     The cartoons are stored in `folder` and computed again only for other images: 2.5 minutes for
     10,000 pairs of 128 px on one core.
     """
-    cache = Checkpoints(Store(folder), "looks")
-    state, drawn_from = cache.load(), digest_of({"images": pairs.images}, f"at {size} px")
+    store, drawn_from = Store(folder), digest_of({"images": pairs.images}, f"at {size} px")
+    state = load_state(store, "looks.pt")
     if state is None or state.get("drawn_from") != drawn_from:
         cartoons = [
             _reduced(cartoon(from_levels(batch)), size)
             for batch in pairs.images.split(CARTOON_BATCH)
         ]
         state = {"looks": torch.cat(cartoons), "drawn_from": drawn_from}
-        cache.save(state)
-    return DemoData(reduced_pairs(pairs, size), state["looks"])
+        save_state(store, "looks.pt", state)
+    return replace(reduced_pairs(pairs, size), targets=state["looks"])
 
 
 def _reduced(images: Tensor, size: int) -> Tensor:
@@ -105,9 +79,8 @@ def assemble(
     generator: Generator,
     encoder: CompactEncoder,
     latent_avg: Tensor,  # [n_styles, 512]
-    notes: dict[str, Any] | None = None,
 ) -> RestyleModel:
-    """Return both networks as one model; `notes` is plain JSON for its card."""
+    """Return both networks as one model."""
     size = encoder.input_size
     architecture = Architecture(
         encoder_type="CompactEncoder",
@@ -120,8 +93,7 @@ def assemble(
         channels=plan.growth.channels if plan.growth else plan.channels,
         input_size=(size, size),
     )
-    card = ModelCard(plan.name, plan.domain, plan.source, LICENCE, notes or {})
-    model = RestyleModel(architecture, card)
+    model = RestyleModel(architecture, ModelCard(plan.name, plan.domain, plan.source, LICENCE))
     model.generator.load_state_dict(generator.state_dict())
     model.encoder.load_state_dict(encoder.state_dict())
     model.latent_avg.copy_(latent_avg)
@@ -135,18 +107,10 @@ def scale_output(encoder: CompactEncoder, spread: float) -> None:
     encoder.heads.bias.mul_(spread)
 
 
-def face_batches(
-    data: DemoData, size: int, plan: LoopPlan, group: Group, first: int
-) -> Iterator[Faces]:
-    """Yield this process's share of every batch from batch `first` on, inputs of `size` pixels."""
-    for index in random_batches(len(data.pairs), plan.batch, plan.seed, first):
-        yield data.faces(group.share(index), size)
-
-
 def train_encoder(
     plan: DemoPlan,
     generator: Generator,
-    data: DemoData,
+    pairs: LatentPairs,
     folder: str,
     base: RestyleModel | None = None,
 ) -> RestyleModel:
@@ -155,13 +119,12 @@ def train_encoder(
     With `base` the encoder's initial weights are that model's, and every face starts from that
     model's first step. Of a larger `base` the first style rows are used.
     """
-    group, store = join_group(), Store(folder)
     torch.manual_seed(plan.encoder.seed)
-    training, held_out_data = data.split(plan.held_out)
-    spread = LatentScale.of(training.pairs.w).spread
+    training, held_out = pairs.split(plan.held_out)
+    spread = LatentScale.of(training.w).spread
     rows, size = generator.n_styles, plan.first_size
     encoder = CompactEncoder(rows, size, width=WIDTH)
-    average = repeat_rows(training.pairs.w.mean(dim=0)[None], rows)[0]
+    average = repeat_rows(training.w.mean(dim=0)[None], rows)[0]
     if base:
         assert isinstance(base.encoder, CompactEncoder)
         encoder = with_rows(base.encoder, rows)
@@ -172,52 +135,51 @@ def train_encoder(
     task = EncoderTask(
         model,
         replace(plan.rounds, spread=spread),
-        held_out_data.faces(torch.arange(plan.held_out), size),
-        start=ModelStart(base, rows=rows) if base else None,
+        faces_at(held_out, torch.arange(plan.held_out), size),
+        start=model_start(base, rows) if base else None,
         augment=augment_faces,
         networks=identity,
     )
     trained = train(
         plan.encoder,
         task,
-        partial(face_batches, training, size, plan.encoder, group),
-        Checkpoints(store, "encoder"),
-        TrainLog(store, "encoder"),
-        group,
+        len(training),
+        partial(faces_at, training, size=size),
+        Store(folder),
+        "encoder",
+        join_group(),
     )
-    finished = copy.deepcopy(trained.network)
+    finished = trained.network
     assert isinstance(finished, CompactEncoder)
     scale_output(finished, spread)
     return assemble(plan, generator, finished, average)
 
 
 def build(
-    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
+    plan: DemoPlan, pairs: LatentPairs, folder: str, base: RestyleModel | None = None
 ) -> tuple[RestyleModel, dict[str, float]]:
     """Run all stages, resuming from `folder`; return the model and the seconds of each stage.
 
     The model's card has the last metrics of each. Seconds cover all runs, as in the training log.
     """
-    check_plan(plan, base, folder, len(data.pairs))
+    check_plan(plan, base, folder, len(pairs))
     if join_group().is_main_process:
-        save_plan(plan, base, folder, len(data.pairs))
-    generator = make_generator(plan, data, folder, base)
-    model = train_encoder(plan, generator, data, folder, base)
+        save_plan(plan, base, folder, len(pairs))
+    generator = make_generator(plan, pairs, folder, base)
+    model = train_encoder(plan, generator, pairs, folder, base)
     stages = {stage: final_report(folder, stage) for stage in plan.stages}
-    notes: dict[str, Any] = {"pairs": len(data.pairs) - plan.held_out, **stages}
-    encoder = model.encoder
-    assert isinstance(encoder, CompactEncoder)
-    finished = assemble(plan, generator, encoder, model.latent_avg, notes)
-    return finished, {stage: report["seconds"] for stage, report in stages.items()}
+    notes = {"pairs": len(pairs) - plan.held_out, **stages}
+    model.card = replace(model.card, notes=notes)
+    return model, {stage: report["seconds"] for stage, report in stages.items()}
 
 
 def make_generator(
-    plan: DemoPlan, data: DemoData, folder: str, base: RestyleModel | None = None
+    plan: DemoPlan, pairs: LatentPairs, folder: str, base: RestyleModel | None = None
 ) -> Generator:
     """Fit the generator and, if the plan says so, grow it; resumes from `folder`."""
     generator = fit_generator(
         plan.generator,
-        reduced_pairs(data.as_pairs, plan.first_size),
+        reduced_pairs(pairs, plan.first_size),
         folder,
         channels=plan.channels,
         start=with_levels(base.generator, plan.channels) if base else None,
@@ -227,7 +189,7 @@ def make_generator(
         return generator
     return fit_generator(
         plan.growth.loop,
-        data.as_pairs,
+        pairs,
         folder,
         start=with_levels(generator, plan.growth.channels),
         held_out=plan.held_out,

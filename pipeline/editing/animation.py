@@ -11,13 +11,11 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,17 +78,20 @@ def _encode(path: Path, frames: Iterator[Pixels], fps: int) -> Written:
     first = next(frames, None)
     if first is None:
         raise ConfigError("an animation needs at least one frame")
-    height, width = _checked(first, first.shape, path.suffix)
-    count = 0
-    with _ENCODERS[path.suffix](path, width, height, fps) as encoder:
+    height, width = _checked(first, first.shape, path.suffix).shape[:2]
+    encoded = 0
+
+    def checked() -> Iterator[Pixels]:
+        nonlocal encoded
         for frame in chain([first], frames):
-            _checked(frame, first.shape, path.suffix)
-            encoder.add(frame)
-            count += 1
-    return Written(count, width, height)
+            encoded += 1
+            yield _checked(frame, first.shape, path.suffix)
+
+    _ENCODERS[path.suffix](path, checked(), (width, height), fps)
+    return Written(encoded, width, height)
 
 
-def _checked(frame: Pixels, shape: tuple[int, ...], suffix: str) -> tuple[int, int]:
+def _checked(frame: Pixels, shape: tuple[int, ...], suffix: str) -> Pixels:
     if frame.dtype != np.uint8 or frame.shape != shape or frame.ndim != 3 or shape[-1] != 3:
         raise ShapeError(
             f"frames must be uint8 [h, w, 3] of one size, got {frame.dtype} {list(frame.shape)} "
@@ -102,120 +103,65 @@ def _checked(frame: Pixels, shape: tuple[int, ...], suffix: str) -> tuple[int, i
             f"frames of {width}×{height} pixels are too large for {suffix}, which has at most "
             f"{_MAX_SIDE[suffix]} a side: choose a smaller --size"
         )
-    return height, width
+    return frame
 
 
 def _suffix(uri: str) -> str:
     return PurePosixPath(uri).suffix.lower()
 
 
-class _Clock:
-    """Durations in units of 1/`per_second` s, whose sum never drifts by more than half a unit."""
-
-    def __init__(self, fps: int, per_second: int) -> None:
-        self._fps, self._per_second, self._frames = fps, per_second, 0
-
-    def next(self) -> int:
-        """Return the duration of the next frame."""
-        begin = round(self._frames * self._per_second / self._fps)
-        self._frames += 1
-        return round(self._frames * self._per_second / self._fps) - begin
+def _durations(fps: int, per_second: int) -> Iterator[int]:
+    """Yield durations in units of 1/`per_second` s, whose sum never drifts by over half a unit."""
+    for frame in count():
+        begin = round(frame * per_second / fps)
+        yield round((frame + 1) * per_second / fps) - begin
 
 
-class _Encoder(AbstractContextManager["_Encoder"]):
-    """Encoder of one animation; frames are uint8 [h, w, 3]."""
-
-    @abstractmethod
-    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
-        """Open the file."""
-
-    @abstractmethod
-    def add(self, frame: Pixels) -> None:
-        """Write the next frame."""
-
-
-class _FileEncoder(_Encoder):
-    """Encoder that writes the bytes of its container itself."""
-
-    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
-        self.size = width, height
-        self.fps = fps
-        self.file: IO[bytes] = path.open("wb")
-        self.start()
-
-    @abstractmethod
-    def start(self) -> None:
-        """Write what precedes the first frame."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Write what follows the last frame."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self.file:
-            if kind is None:
-                self.finish()
-
-
-class _WebP(_FileEncoder):
-    """RIFF file of a VP8X header, an ANIM chunk, and one ANMF chunk per frame."""
-
-    def start(self) -> None:
-        self._clock = _Clock(self.fps, 1000)
-        self.file.write(b"RIFF\0\0\0\0WEBP")
-        animated = 0x02
-        self._chunk(b"VP8X", struct.pack("<B3x", animated) + self._canvas())
-        self._chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0))  # white background, endless
-
-    def add(self, frame: Pixels) -> None:
-        sink = io.BytesIO()
-        Image.fromarray(frame).save(sink, "WEBP", quality=_WEBP_QUALITY)
-        place = bytes(6)  # left and top
-        replaces = 0x02  # the frame is not blended with the one before
-        duration = _24_bits(self._clock.next())
-        head = place + self._canvas() + duration + bytes([replaces])
-        self._chunk(b"ANMF", head + sink.getvalue()[12:])  # without the file's own header
-
-    def finish(self) -> None:
-        size = self.file.tell() - 8
-        if size >= 2**32:
+def _write_webp(path: Path, frames: Iterator[Pixels], size: tuple[int, int], fps: int) -> None:
+    """Write a RIFF file of a VP8X header, an ANIM chunk, and one ANMF chunk per frame."""
+    canvas = _24_bits(size[0] - 1) + _24_bits(size[1] - 1)
+    animated = 0x02
+    place = bytes(6)  # left and top
+    replaces = 0x02  # the frame is not blended with the one before
+    with path.open("wb") as file:
+        file.write(b"RIFF\0\0\0\0WEBP")
+        file.write(_chunk(b"VP8X", struct.pack("<B3x", animated) + canvas))
+        file.write(_chunk(b"ANIM", struct.pack("<IH", 0xFFFFFFFF, 0)))  # white, endless
+        for frame, duration in zip(frames, _durations(fps, 1000), strict=False):
+            sink = io.BytesIO()
+            Image.fromarray(frame).save(sink, "WEBP", quality=_WEBP_QUALITY)
+            head = place + canvas + _24_bits(duration) + bytes([replaces])
+            file.write(_chunk(b"ANMF", head + sink.getvalue()[12:]))  # without the file's header
+        length = file.tell() - 8
+        if length >= 2**32:
             raise ConfigError("the animation is larger than a WebP file can be (4 GiB): use *.mp4")
-        self.file.seek(4)
-        self.file.write(struct.pack("<I", size))
+        file.seek(4)
+        file.write(struct.pack("<I", length))
 
-    def _canvas(self) -> bytes:
-        width, height = self.size
-        return _24_bits(width - 1) + _24_bits(height - 1)
 
-    def _chunk(self, name: bytes, content: bytes) -> None:
-        self.file.write(name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2))
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
 
 
 def _24_bits(number: int) -> bytes:
     return struct.pack("<I", number)[:3]
 
 
-class _Gif(_FileEncoder):
-    """GIF without a global palette: each frame has its own 256 colours."""
-
-    def start(self) -> None:
-        self._clock = _Clock(self.fps, 100)
-        self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self.size, 0, 0, 0))
-        self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # repeats endlessly
-
-    def add(self, frame: Pixels) -> None:
-        sink = io.BytesIO()
-        Image.fromarray(frame).quantize(256).save(sink, "GIF", interlace=False)
-        palette, bits, picture = _picture_of(sink.getvalue())
-        keep_until_next = 1 << 2
-        control = struct.pack("<BHBB", keep_until_next, self._clock.next(), 0, 0)
-        self.file.write(b"\x21\xf9\x04" + control)
-        own_palette = 0x80 | bits
-        self.file.write(b"\x2c" + struct.pack("<HHHHB", 0, 0, *self.size, own_palette))
-        self.file.write(palette + picture)
-
-    def finish(self) -> None:
-        self.file.write(b"\x3b")
+def _write_gif(path: Path, frames: Iterator[Pixels], size: tuple[int, int], fps: int) -> None:
+    """Write a GIF without a global palette: each frame has its own 256 colours."""
+    keep_until_next = 1 << 2
+    with path.open("wb") as file:
+        file.write(b"GIF89a" + struct.pack("<HHBBB", *size, 0, 0, 0))
+        file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # repeats endlessly
+        for frame, duration in zip(frames, _durations(fps, 100), strict=False):
+            sink = io.BytesIO()
+            Image.fromarray(frame).quantize(256).save(sink, "GIF", interlace=False)
+            palette, bits, picture = _picture_of(sink.getvalue())
+            file.write(b"\x21\xf9\x04" + struct.pack("<BHBB", keep_until_next, duration, 0, 0))
+            own_palette = 0x80 | bits
+            file.write(b"\x2c" + struct.pack("<HHHHB", 0, 0, *size, own_palette))
+            file.write(palette + picture)
+        file.write(b"\x3b")
 
 
 def _picture_of(gif: bytes) -> tuple[bytes, int, bytes]:
@@ -240,31 +186,19 @@ def _end_of_blocks(gif: bytes, start: int) -> int:
     return start + 1
 
 
-class _Mp4(_Encoder):
-    """H.264 in MP4, by PyAV."""
+def _write_mp4(path: Path, frames: Iterator[Pixels], size: tuple[int, int], fps: int) -> None:
+    """Write H.264 in MP4, by PyAV."""
+    import av  # an extra
 
-    def __init__(self, path: Path, width: int, height: int, fps: int) -> None:
-        import av  # an extra
-
-        with ExitStack() as stack:
-            self._av: Any = av
-            options = {"movflags": "faststart"}
-            self._container: Any = stack.enter_context(av.open(str(path), "w", options=options))
-            self._stream: Any = self._container.add_stream("h264", rate=fps, options=_H264)
-            self._stream.width, self._stream.height = width + width % 2, height + height % 2
-            self._stream.pix_fmt = "yuv420p"
-            self._stack = stack.pop_all()
-
-    def add(self, frame: Pixels) -> None:
-        height, width = frame.shape[:2]
-        even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        picture = self._av.VideoFrame.from_ndarray(even, format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._stack:
-            if kind is None:
-                self._container.mux(self._stream.encode(None))
+    odd_rows, odd_columns = size[1] % 2, size[0] % 2
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("h264", rate=fps, options=_H264)
+        stream.width, stream.height = size[0] + odd_columns, size[1] + odd_rows
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            even = np.pad(frame, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
-_ENCODERS: dict[str, type[_Encoder]] = {".webp": _WebP, ".gif": _Gif, ".mp4": _Mp4}
+_ENCODERS = {".webp": _write_webp, ".gif": _write_gif, ".mp4": _write_mp4}

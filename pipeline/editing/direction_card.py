@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.editing.direction_fit import Fit, FitSettings
-from pipeline.editing.directions import Direction
 from pipeline.editing.labels import Labels
+from pipeline.editing.w_space import WSpace
 from pipeline.errors import printable
 
 _SCORES = {
@@ -34,16 +35,18 @@ def card_of(labels: Labels, settings: FitSettings, fit: Fit) -> dict[str, Any]:
     }
 
 
-def card_text(direction: Direction) -> str:
+def card_text(name: str, space: WSpace, facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
-    facts = direction.facts
-    model = direction.w_space.model if direction.w_space else "unknown"
+    between = []
+    if "strength_between_classes" in facts:
+        strength = f"{facts['strength_between_classes']:.3g}"
+        between = [f"* from the mean of class 0 to that of class 1: strength {strength}"]
     score = [f"* {_SCORES[name]}: {value:.4f}" for name, value in facts["score"].items()]
     lines = [
-        f"# Direction {_code(direction.name)}",
+        f"# Direction {_code(name)}",
         "",
         f"Fitted to {_code(facts['label'])} of {facts['faces']:,} faces by the method "
-        f"{facts['method']}, in {facts['space'].upper()} of the model {_code(model)}.",
+        f"{facts['method']}, in {facts['space'].upper()} of the model {_code(space.model)}.",
         "",
         f"## Score on {facts['held_out']:,} faces held out",
         "",
@@ -57,22 +60,13 @@ def card_text(direction: Direction) -> str:
         f"* one standard deviation of these faces: strength "
         f"{facts['strength_of_one_deviation']:.3g}",
         f"* change of the label per strength: {facts['label_per_strength']:.3g}",
-        *_between(facts),
+        *between,
         f"* orthogonal to: {', '.join(map(_code, facts['orthogonal_to'])) or 'nothing'}",
         f"* licence of the model: {_plain(facts['licence'])}",
-        f"* W space: {_code(direction.w_space.w_space if direction.w_space else 'unknown')}",
+        f"* W space: {_code(space.w_space)}",
         "",
     ]
     return "\n".join(lines)
-
-
-def _between(facts: Any) -> list[str]:
-    if "strength_between_classes" not in facts:
-        return []
-    return [
-        f"* from the mean of class 0 to that of class 1: strength "
-        f"{facts['strength_between_classes']:.3g}"
-    ]
 
 
 def _code(text: str) -> str:

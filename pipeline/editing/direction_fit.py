@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.choices import Space
 from pipeline.editing.directions import Direction
-from pipeline.editing.labels import FOLDS, LabelledCodes, Labels
+from pipeline.editing.labels import FOLDS, Labels, Numbers
 from pipeline.errors import ConfigError, RequestError
 from pipeline.table.schema import STYLE_DIM
 
 Method = Literal["mean", "ridge", "logistic"]
-Space = Literal["w", "w+"]
-Numbers = NDArray[np.float64]
 
 # Ridge penalties by cross-validation, relative to the mean variance of a code's number.
 PENALTIES = tuple(float(10.0**power) for power in range(-4, 4))
@@ -46,31 +44,22 @@ class Block(NamedTuple):
     folds: NDArray[np.int64]
 
 
-class Samples(Protocol):
-    """Labelled codes that can be read more than once."""
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield all codes in blocks, in the same order each time."""
-        ...
-
-
 @dataclass
 class Moments:
-    """Sums over the codes of one fold: of x, y, x·y, y² and, for the ridge fit, x·xᵀ per row."""
+    """Sums over the codes of one fold: of 1, y, y², x, x·y and, for the ridge fit, x·xᵀ per row."""
 
-    rows: int
-    with_products: bool
-    count: int = 0
-    y: float = 0.0
-    yy: float = 0.0
-    x: Numbers = field(init=False)
-    xy: Numbers = field(init=False)
-    xx: Numbers | None = field(init=False)
+    count: int
+    y: float
+    yy: float
+    x: Numbers  # [rows, 512]
+    xy: Numbers
+    xx: Numbers  # [rows, 512, 512], or [0, 512, 512] where no fit needs it
 
-    def __post_init__(self) -> None:
-        self.x = np.zeros((self.rows, STYLE_DIM))
-        self.xy = np.zeros((self.rows, STYLE_DIM))
-        self.xx = np.zeros((self.rows, STYLE_DIM, STYLE_DIM)) if self.with_products else None
+    @classmethod
+    def zero(cls, rows: int, *, with_products: bool) -> Moments:
+        """Return the moments of no codes."""
+        products = np.zeros((rows if with_products else 0, STYLE_DIM, STYLE_DIM))
+        return cls(0, 0.0, 0.0, np.zeros((rows, STYLE_DIM)), np.zeros((rows, STYLE_DIM)), products)
 
     def add(self, codes: Numbers, labels: Numbers) -> None:
         """Add codes [n, rows, 512] with their labels [n]."""
@@ -79,19 +68,12 @@ class Moments:
         self.yy += float(labels @ labels)
         self.x += codes.sum(axis=0)
         self.xy += np.einsum("n,nrd->rd", labels, codes)
-        if self.xx is not None:
-            for row in range(self.rows):
-                self.xx[row] += codes[:, row].T @ codes[:, row]
+        for row in range(len(self.xx)):
+            self.xx[row] += codes[:, row].T @ codes[:, row]
 
     def __add__(self, other: Moments) -> Moments:
-        total = Moments(self.rows, self.with_products)
-        for each in (self, other):
-            total.count += each.count
-            total.y, total.yy = total.y + each.y, total.yy + each.yy
-            total.x, total.xy = total.x + each.x, total.xy + each.xy
-            if total.xx is not None and each.xx is not None:
-                total.xx += each.xx
-        return total
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Moments(*(first + second for first, second in pairs))
 
     @property
     def mean(self) -> Numbers:
@@ -110,7 +92,6 @@ class Moments:
 
     def scatter(self, row: int) -> Numbers:
         """Return the sum of (x - mean)(x - mean)ᵀ of one row, [512, 512]."""
-        assert self.xx is not None
         return np.asarray(self.xx[row] - self.count * np.outer(self.mean[row], self.mean[row]))
 
 
@@ -146,8 +127,10 @@ def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> 
     """
     whole = settings.space == "w+"
     rows = len(reference) if whole else 1
-    with _samples(labels, reference, whole=whole) as samples:
-        folds = [Moments(rows, settings.method != "mean") for _ in range(FOLDS)]
+    with tempfile.TemporaryFile(prefix="restyle-fit-") as file:
+        samples = _Samples(labels, reference, None if whole else file)
+        with_products = settings.method != "mean"
+        folds = [Moments.zero(rows, with_products=with_products) for _ in range(FOLDS)]
         values: set[float] = set()
         first: Numbers | None = None
         differ = False
@@ -164,9 +147,9 @@ def fit_direction(labels: Labels, settings: FitSettings, reference: Numbers) -> 
         _check(folds[0], train, binary=binary, differ=differ)
         method = _method(settings, binary=binary)
         penalty, facts = _penalty(method, settings, folds)
-        fitting = _Fitting(method, settings, penalty, len(reference), samples)
-        scored = _score(samples, fitting.unit(train, held_out=True), binary=binary)
-        unit = fitting.unit(train + folds[0], held_out=False)
+        fit = partial(_unit, samples, method, penalty, settings.orthogonal_to)
+        scored = _score(samples, fit(train, first_fold=1), binary=binary)
+        unit = fit(train + folds[0], first_fold=0)
         used = _use(samples, unit, binary=binary)
     facts = {"method": method, "space": settings.space, **facts, **used, "score": scored}
     return Fit(unit, facts)
@@ -178,57 +161,42 @@ def project(codes: Numbers, rows: Numbers) -> Numbers:
     return np.asarray(codes.reshape(len(codes), -1) @ flat / (flat @ flat))
 
 
-class _Reread:
-    """Codes of W+, read from the table for each pass."""
+@dataclass
+class _Samples:
+    """Labelled codes, read more than once: those of W+ from the table, those of W from `file`."""
 
-    def __init__(self, labels: Labels, reference: Numbers) -> None:
-        self._labels, self._reference = labels, reference
-
-    def blocks(self) -> Iterator[Block]:
-        for codes, labels, folds in self._labels.batches():
-            yield Block(codes - self._reference, labels, folds)
-
-
-class _Spilled:
-    """Codes of W, read from the table once and then from a temporary file."""
-
-    def __init__(self, labels: Labels, reference: Numbers, folder: Path) -> None:
-        self._labels, self._reference = labels, reference
-        self._path = folder / "codes"
-        self._parts: list[tuple[Numbers, NDArray[np.int64]]] | None = None
+    labels: Labels
+    reference: Numbers
+    file: IO[bytes] | None  # codes of W, from the first pass on; None: codes of W+
+    stored: Sequence[tuple[Numbers, NDArray[np.int64]]] = ()  # labels and folds beside `file`
 
     def blocks(self) -> Iterator[Block]:
-        if self._parts is not None:
-            yield from self._stored(self._parts)
-            return
-        parts = []
-        with self._path.open("wb") as sink:
-            for batch in self._labels.batches():
-                block = self._block(batch)
-                sink.write(block.codes.astype(np.float32).tobytes())
-                parts.append((block.labels, block.folds))
-                yield block
-        self._parts = parts
+        """Yield all codes in blocks, in the same order each time."""
+        if self.file is None:
+            for codes, labels, folds in self.labels.batches():
+                yield Block(codes - self.reference, labels, folds)
+        elif self.stored:
+            self.file.seek(0)
+            for labels, folds in self.stored:
+                content = self.file.read(4 * STYLE_DIM * len(labels))
+                yield _block(np.frombuffer(content, np.float32), labels, folds)
+        else:
+            yield from self._read(self.file)
 
-    def _block(self, batch: LabelledCodes) -> Block:
-        means = batch.codes.mean(axis=1, dtype=np.float64) - self._reference.mean(axis=0)
-        return Block(means.astype(np.float32).astype(np.float64)[:, None], *batch[1:])
+    def _read(self, file: IO[bytes]) -> Iterator[Block]:
+        """Yield the codes of W out of the table, and copy them to the file."""
+        stored = []
+        for codes, labels, folds in self.labels.batches():
+            means = codes.mean(axis=1, dtype=np.float64) - self.reference.mean(axis=0)
+            rounded = means.astype(np.float32)
+            file.write(rounded.tobytes())
+            stored.append((labels, folds))
+            yield _block(rounded, labels, folds)
+        self.stored = stored
 
-    def _stored(self, parts: Sequence[tuple[Numbers, NDArray[np.int64]]]) -> Iterator[Block]:
-        with self._path.open("rb") as source:
-            for labels, folds in parts:
-                content = source.read(4 * STYLE_DIM * len(labels))
-                codes = np.frombuffer(content, np.float32).reshape(-1, 1, STYLE_DIM)
-                yield Block(codes.astype(np.float64), labels, folds)
 
-
-@contextmanager
-def _samples(labels: Labels, reference: Numbers, *, whole: bool) -> Iterator[Samples]:
-    if whole:
-        yield _Reread(labels, reference)
-        return
-    with tempfile.TemporaryDirectory(prefix="restyle-fit-") as folder:
-        yield _Spilled(labels, reference, Path(folder))
+def _block(codes: NDArray[np.float32], labels: Numbers, folds: NDArray[np.int64]) -> Block:
+    return Block(codes.astype(np.float64).reshape(-1, 1, STYLE_DIM), labels, folds)
 
 
 def _method(settings: FitSettings, *, binary: bool) -> Method:
@@ -274,33 +242,31 @@ def _penalty(
     return penalty, {"penalty": penalty, "validation_correlation": correlation}
 
 
-@dataclass(frozen=True)
-class _Fitting:
-    """Method and penalty of a fit, which is made without the held-out faces and then with all."""
-
-    method: Method
-    settings: FitSettings
-    penalty: float
-    n_styles: int
-    samples: Samples
-
-    def unit(self, moments: Moments, *, held_out: bool) -> Numbers:
-        """Fit to faces of these moments, without fold 0 if `held_out`; of mean square length 1."""
-        if self.method == "mean":
-            rows = moments.covariance_with_label / moments.label_variance
-        elif self.method == "ridge":
-            rows = _Ridge(moments).weights(self.penalty)
-        else:
-            # The logistic loss is a quarter as curved as the squared one.
-            absolute = self.penalty * _scale(moments) * moments.count / 4
-            rows = _logistic(self.samples, moments, absolute, first_fold=int(held_out))
-        rows = _orthogonal(rows, self.settings.orthogonal_to, self.n_styles)
-        return np.asarray(rows / np.sqrt((rows**2).sum(axis=1).mean()))
+def _unit(
+    samples: _Samples,
+    method: Method,
+    penalty: float,
+    others: Sequence[Direction],
+    moments: Moments,
+    *,
+    first_fold: int,
+) -> Numbers:
+    """Fit to faces of the folds from `first_fold` on, with these moments; mean square length 1."""
+    if method == "mean":
+        rows = moments.covariance_with_label / moments.label_variance
+    elif method == "ridge":
+        rows = _Ridge(moments).weights(penalty)
+    else:
+        # The logistic loss is a quarter as curved as the squared one.
+        absolute = penalty * _scale(moments) * moments.count / 4
+        rows = _logistic(samples, moments, absolute, first_fold)
+    rows = _orthogonal(rows, others, len(samples.reference))
+    return np.asarray(rows / np.sqrt((rows**2).sum(axis=1).mean()))
 
 
 def _scale(moments: Moments) -> float:
     """Return the mean variance of a code's number."""
-    traces = [np.trace(moments.scatter(row)) for row in range(moments.rows)]
+    traces = [np.trace(moments.scatter(row)) for row in range(len(moments.x))]
     return float(np.mean(traces)) / (STYLE_DIM * moments.count)
 
 
@@ -310,7 +276,7 @@ class _Ridge:
     def __init__(self, moments: Moments) -> None:
         self._size = _scale(moments) * moments.count
         self._moments = moments
-        self._parts = [np.linalg.eigh(moments.scatter(row)) for row in range(moments.rows)]
+        self._parts = [np.linalg.eigh(moments.scatter(row)) for row in range(len(moments.x))]
 
     def weights(self, penalty: float) -> Numbers:
         """Return the weights [rows, 512]; the penalty is relative to the codes' variance."""
@@ -353,13 +319,12 @@ def _correlation(moments: Moments, weights: Numbers) -> float:
     return float(np.mean(correlations))
 
 
-def _logistic(samples: Samples, train: Moments, penalty: float, *, first_fold: int) -> Numbers:
+def _logistic(samples: _Samples, train: Moments, penalty: float, first_fold: int) -> Numbers:
     """Return weights [1, 512] of a logistic regression with an L2 penalty.
 
     Faces of the folds from `first_fold` on are fitted. Newton's method; a step that does not lower
     the loss is halved.
     """
-    loss = _LogisticLoss(samples, train.mean[0], penalty, first_fold)
     odds = train.y / train.count
     weights = np.zeros(STYLE_DIM + 1)  # the last is the intercept, which is not penalised
     weights[-1] = np.log(odds / (1 - odds))
@@ -367,7 +332,9 @@ def _logistic(samples: Samples, train: Moments, penalty: float, *, first_fold: i
     step: Numbers = np.zeros_like(weights)
     lowest = np.inf
     for _ in range(_NEWTON_PASSES):
-        value, gradient, curvature = loss.terms(weights)
+        value, gradient, curvature = _logistic_loss(
+            weights, samples, train.mean[0], penalty, first_fold
+        )
         if value > lowest * (1 + 1e-12):
             step = np.asarray(0.5 * step)
             weights = best + step
@@ -380,30 +347,23 @@ def _logistic(samples: Samples, train: Moments, penalty: float, *, first_fold: i
     return best[None, :-1]
 
 
-@dataclass(frozen=True)
-class _LogisticLoss:
-    """Loss of a logistic regression over the faces of the folds from `first_fold` on."""
-
-    samples: Samples
-    mean: Numbers
-    penalty: float
-    first_fold: int
-
-    def terms(self, weights: Numbers) -> tuple[float, Numbers, Numbers]:
-        """Return loss, gradient and Hessian at `weights` [513]."""
-        ridge = np.full(STYLE_DIM + 1, self.penalty)
-        ridge[-1] = 0
-        loss = 0.5 * float(ridge @ weights**2)
-        gradient, curvature = ridge * weights, np.diag(ridge)
-        for codes, labels, folds in self.samples.blocks():
-            chosen = folds >= self.first_fold
-            x = np.append(codes[chosen, 0] - self.mean, np.ones((chosen.sum(), 1)), axis=1)
-            y, scores = labels[chosen], x @ weights
-            loss += float(np.logaddexp(0, scores).sum() - y @ scores)
-            probability = 0.5 * (1 + np.tanh(0.5 * scores))
-            gradient += x.T @ (probability - y)
-            curvature += (x * (probability * (1 - probability))[:, None]).T @ x
-        return loss, gradient, curvature
+def _logistic_loss(
+    weights: Numbers, samples: _Samples, mean: Numbers, penalty: float, first_fold: int
+) -> tuple[float, Numbers, Numbers]:
+    """Return loss, gradient and Hessian at `weights` [513]; the codes are relative to `mean`."""
+    ridge = np.full(STYLE_DIM + 1, penalty)
+    ridge[-1] = 0
+    loss = 0.5 * float(ridge @ weights**2)
+    gradient, curvature = ridge * weights, np.diag(ridge)
+    for codes, labels, folds in samples.blocks():
+        chosen = folds >= first_fold
+        x = np.append(codes[chosen, 0] - mean, np.ones((chosen.sum(), 1)), axis=1)
+        y, scores = labels[chosen], x @ weights
+        loss += float(np.logaddexp(0, scores).sum() - y @ scores)
+        probability = 0.5 * (1 + np.tanh(0.5 * scores))
+        gradient += x.T @ (probability - y)
+        curvature += (x * (probability * (1 - probability))[:, None]).T @ x
+    return loss, gradient, curvature
 
 
 def _orthogonal(rows: Numbers, others: Sequence[Direction], n_styles: int) -> Numbers:
@@ -428,14 +388,14 @@ def _orthogonal(rows: Numbers, others: Sequence[Direction], n_styles: int) -> Nu
     return rest
 
 
-def _projections(samples: Samples, rows: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
+def _projections(samples: _Samples, rows: Numbers) -> tuple[Numbers, Numbers, NDArray[np.bool_]]:
     """Return where the faces lie along a direction, their labels, and which are held out."""
     blocks = [(project(codes, rows), labels, folds) for codes, labels, folds in samples.blocks()]
     along, labels, folds = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return along, labels, folds == 0
 
 
-def _score(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, float]:
+def _score(samples: _Samples, rows: Numbers, *, binary: bool) -> dict[str, float]:
     """Return how well a direction that was fitted to the others predicts faces held out."""
     along, y, held_out = _projections(samples, rows)
     if binary:
@@ -451,7 +411,7 @@ def _score(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, float]
     return {"r2": 1 - float(residual @ residual) / variance, "correlation": correlation}
 
 
-def _use(samples: Samples, rows: Numbers, *, binary: bool) -> dict[str, Any]:
+def _use(samples: _Samples, rows: Numbers, *, binary: bool) -> dict[str, Any]:
     """Return facts by which to choose strengths: the faces' positions along the direction."""
     along, y, held_out = _projections(samples, rows)
     facts: dict[str, Any] = {

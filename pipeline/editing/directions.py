@@ -7,14 +7,13 @@ GANSpace analysis, or named arrays.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import io
 import json
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -52,7 +51,6 @@ class Direction:
 
     name: str
     rows: Floats
-    source: str = ""
     w_space: WSpace | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -132,16 +130,11 @@ def save_direction(direction: Direction) -> bytes:
         raise ValueError("a direction is saved with its W space")
     record = {
         "name": direction.name,
-        "w_space": direction.w_space.to_dict(),
+        "w_space": asdict(direction.w_space),
         "facts": dict(direction.facts),
     }
     rows = np.ascontiguousarray(direction.rows, np.float32)
     return save({_ARRAY: rows}, {_RECORD: json.dumps(record, sort_keys=True)})
-
-
-def digest_of_rows(rows: Floats) -> str:
-    """Return the SHA-256 of the numbers of a direction."""
-    return hashlib.sha256(np.ascontiguousarray(rows, "<f4").tobytes()).hexdigest()
 
 
 def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direction:
@@ -152,7 +145,6 @@ def _direction(content: bytes, source: str, choice: str, *, name: str) -> Direct
     return Direction(
         name=_name(record.get("name"), name) + chosen,
         rows=_checked(rows, source),
-        source=source + (f":{choice}" if choice else ""),
         w_space=w_space,
         facts=facts if isinstance(facts, Mapping) else {},
     )
@@ -176,16 +168,12 @@ def _chosen(arrays: Mapping[str, Any], choice: str, source: str) -> tuple[Any, s
                 f"{PurePosixPath(source).name}:0"
             )
         return components[number], f"-{number}"
-    if choice and choice not in arrays:
-        listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8]) if arrays else "nothing"
-        raise InputError(f"{source}: has no direction '{choice}' (found {listed})")
-    if choice:
-        return arrays[choice], f"-{choice}"
-    if len(arrays) == 1:
-        return next(iter(arrays.values())), ""
-    if _ARRAY in arrays:
-        return arrays[_ARRAY], ""
-    listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8])
+    chosen = choice or (next(iter(arrays)) if len(arrays) == 1 else _ARRAY)
+    if chosen in arrays:
+        return arrays[chosen], f"-{choice}" if choice else ""
+    listed = ", ".join(f"'{each}'" for each in sorted(arrays)[:8]) or "nothing"
+    if choice or not arrays:
+        raise InputError(f"{source}: has no direction '{chosen}' (found {listed})")
     raise InputError(
         f"{source}: has {len(arrays)} arrays ({listed}): choose one by its name, as in "
         f"{PurePosixPath(source).name}:NAME"

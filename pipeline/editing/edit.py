@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pipeline.editing.directions import Direction, Floats, digest_of_rows
+from pipeline.editing.directions import Direction, Floats
 from pipeline.editing.layers import parse_layers
 from pipeline.editing.w_space import WSpace
 from pipeline.errors import ConfigError, ShapeError
@@ -42,23 +43,19 @@ class Edits:
                 f"codes have shape {list(codes.shape)}, but the directions are for "
                 f"[n, {self.offsets.shape[1]}, {STYLE_DIM}]"
             )
-        return codes[:, None] + self._steps[None]
+        steps = np.stack([self._step(setting) for setting in self.settings])
+        return codes[:, None] + steps[None]
 
     def apply_one(self, codes: Floats, strengths: Sequence[float]) -> Floats:
         """Return codes [n, n_styles, 512] edited by one strength per direction, of any value."""
         return codes + self._step(strengths)[None]
-
-    def label(self, setting: int) -> str:
-        """Return a caption such as `smile +3, age 0`."""
-        pairs = zip(self.names, self.settings[setting], strict=True)
-        return ", ".join(f"{name} {signed(strength)}" for name, strength in pairs)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return what determines the edited codes, as plain JSON values."""
         return [
             {
                 "name": name,
-                "sha256": digest_of_rows(rows),
+                "sha256": hashlib.sha256(rows.astype("<f4").tobytes()).hexdigest(),
                 "strengths": [setting[index] for setting in self.settings],
                 "layers": list(layers),
             }
@@ -66,10 +63,6 @@ class Edits:
                 zip(self.names, self.offsets, self.layers, strict=True)
             )
         ]
-
-    @property
-    def _steps(self) -> Floats:
-        return np.stack([self._step(setting) for setting in self.settings])
 
     def _step(self, strengths: Sequence[float]) -> Floats:
         step = np.zeros(self.offsets.shape[1:], np.float32)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.editing.directions import Floats
@@ -19,13 +18,11 @@ from pipeline.editing.grid import check_size
 from pipeline.errors import ConfigError
 from pipeline.interop.exporting import NamedSelection, put_files
 from pipeline.interop.file_names import to_file_name
-from pipeline.interop.pictures import FULL_SIZE, Drawing, frames_of, png
+from pipeline.interop.pictures import Drawing, Pixels, frames_of, png
 from pipeline.models import RestyleModel
 from pipeline.reports.contact_sheet import INK, PALE, PAPER, Colour, drawable, fitting, font
 from pipeline.reports.targets import Targets
 from pipeline.table.selection import Selection
-
-Pixels = NDArray[np.uint8]
 
 MAX_PICTURES = 2048  # of one grid, which is in memory
 MAX_TILES = 64  # faces of one animation
@@ -65,11 +62,17 @@ def edit_grid(selection: Selection, model: RestyleModel, edits: Edits, width: in
         codes += list(some)
     crops = targets.crops(rows)
     height = max(1, round(width * model.frame_size[0] / model.frame_size[1]))
-    sheet = _Sheet(edits, len(rows), (width, height), with_targets=bool(crops))
+    headers = [["target"]] if crops else []
+    headers += [
+        [f"{name} {signed(value)}" for name, value in zip(edits.names, setting, strict=True)]
+        for setting in edits.settings
+    ]
+    sheet = _Sheet(headers, len(rows), (width, height))
     for place, row in enumerate(rows):
-        pictures = list(frames_of(model, edits.apply(codes[place][None])[0]))
-        sheet.add(place, row["image_id"], crops.get(row["image_id"]), pictures)
-    return Grid(sheet.png(), len(rows), len(edits.settings) + bool(crops), targets.summary())
+        target = [crops.get(row["image_id"])] if crops else []
+        pictures = frames_of(model, edits.apply(codes[place][None])[0])
+        sheet.add(place, row["image_id"], [*target, *pictures])
+    return Grid(sheet.png(), len(rows), len(headers), targets.summary())
 
 
 def write_edited_images(
@@ -77,7 +80,7 @@ def write_edited_images(
     model: RestyleModel,
     edits: Edits,
     uri: str,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
 ) -> int:
     """Write a PNG of each face and setting, `<setting>/<name>.png`; return their number.
 
@@ -86,7 +89,15 @@ def write_edited_images(
     folders = [folder_name(edits, setting) for setting in range(len(edits.settings))]
     longest = max(folders, key=lambda name: len(name.encode()))
     selection.check_files(uri, ".png", f"{longest}/")
-    return put_files(uri, _edited_files(selection, model, edits, folders, drawing), selection)
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for row in selection.named_rows("w_plus"):
+            edited = edits.apply(row["w_plus"][None])[0]
+            name = to_file_name(row["name"])
+            for folder, picture in zip(folders, frames_of(model, edited, drawing), strict=True):
+                yield f"{folder}/{name}.png", png(picture)
+
+    return put_files(uri, files(), selection)
 
 
 def folder_name(edits: Edits, setting: int) -> str:
@@ -95,26 +106,12 @@ def folder_name(edits: Edits, setting: int) -> str:
     return to_file_name("_".join(f"{name}{signed(strength)}" for name, strength in pairs))
 
 
-def _edited_files(
-    selection: NamedSelection,
-    model: RestyleModel,
-    edits: Edits,
-    folders: Sequence[str],
-    drawing: Drawing,
-) -> Iterator[tuple[str, bytes]]:
-    for row in selection.named_rows("w_plus"):
-        edited = edits.apply(row["w_plus"][None])[0]
-        name = to_file_name(row["name"])
-        for folder, picture in zip(folders, frames_of(model, edited, drawing), strict=True):
-            yield f"{folder}/{name}.png", png(picture)
-
-
 def edit_frames(
     selection: Selection,
     model: RestyleModel,
     edits: Edits,
     frames: int,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
 ) -> Iterator[Pixels]:
     """Yield the frames of an animation of the selected faces side by side, which ends as it begins.
 
@@ -158,18 +155,11 @@ def _tiled(pictures: Pixels) -> Pixels:
 
 
 class _Sheet:
-    """Picture of a grid with a header line per direction, and the id of each face below it."""
+    """Picture of a grid with header lines above its columns, and the id of each face below it."""
 
-    def __init__(
-        self, edits: Edits, faces: int, cell: tuple[int, int], *, with_targets: bool
-    ) -> None:
-        self._cell, self._with_targets = cell, with_targets
-        headers = [["target"]] if with_targets else []
-        headers += [
-            [f"{name} {signed(value)}" for name, value in zip(edits.names, setting, strict=True)]
-            for setting in edits.settings
-        ]
-        self._top = _MARGIN + _LINE * len(edits.names) + 4
+    def __init__(self, headers: list[list[str]], faces: int, cell: tuple[int, int]) -> None:
+        self._cell = cell
+        self._top = _MARGIN + _LINE * max(map(len, headers)) + 4
         width = 2 * _MARGIN + len(headers) * (cell[0] + _GAP) - _GAP
         height = self._top + faces * self._row_height + _MARGIN - _GAP
         check_size((width, height), faces * len(headers))
@@ -180,13 +170,10 @@ class _Sheet:
                 y = _MARGIN + _LINE * (number + 0.5)
                 self._text(line, self._left(column) + cell[0] / 2, y, INK, "mm", cell[0])
 
-    def add(
-        self, place: int, label: str, target: Pixels | None, pictures: Sequence[Pixels]
-    ) -> None:
+    def add(self, place: int, label: str, pictures: Sequence[Pixels | None]) -> None:
         """Draw the row of a face."""
         top = self._top + place * self._row_height
-        shown = [target, *pictures] if self._with_targets else list(pictures)
-        for column, picture in enumerate(shown):
+        for column, picture in enumerate(pictures):
             if picture is not None:
                 small = Image.fromarray(picture).resize(self._cell, Image.Resampling.LANCZOS)
                 self._image.paste(small, (self._left(column), top))

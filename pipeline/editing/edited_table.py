@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from pipeline.choices import CodeType
@@ -30,7 +31,7 @@ from pipeline.metrics.latent_stats import w_avg_distance, w_plus_variance
 from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import Shard, arrow_type
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.local_run import LocalRun
 from pipeline.table.parts import LATENTS, PartRecord, part_name
@@ -38,8 +39,8 @@ from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
 from pipeline.table.resume import ShardState
 from pipeline.table.runs import RunRecord
-from pipeline.table.schema import Columns
-from pipeline.table.selection import Selection, codes_of
+from pipeline.table.schema import Columns, codes_of
+from pipeline.table.selection import Selection
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec
 from pipeline.table.statements import condition
@@ -87,8 +88,8 @@ class TableEdit:
         with LocalRun(writer, record) as run:
             self._write(writer, sources, run)
             table = open_table(root)
-            if write_card(table) is None:
-                self.notes.append(kept_readme(table))
+            if note := write_card(table):
+                self.notes.append(note)
             counts: dict[str, Any] = table.verify(checksums=False)
             run.file.facts["edited"] = counts
         return counts
@@ -147,7 +148,7 @@ class TableEdit:
         try:
             states = list(writer.states(shards, orphans=orphans))
             run.planned(states)
-            reader = _Reader(self._table, self._columns(), self.selection.where)
+            reader = _Reader(self._table, self.selection.where)
             for place, source in enumerate(sources):
                 group = states[place * count : (place + 1) * count]
                 for state in group:
@@ -238,11 +239,6 @@ class TableEdit:
         names = self._own_columns().latents_schema().names
         return [name for name in names if name not in ("image_id", "shard")]
 
-    def _columns(self) -> list[str]:
-        columns = self._table.spec.columns
-        turn = TURN_COLUMN if columns.turn_deg else {}
-        return [*SOURCE_COLUMNS, *turn, *ALIGNMENT_COLUMNS, *(name for name, _ in columns.kept)]
-
 
 @dataclass(frozen=True)
 class _Source:
@@ -310,10 +306,11 @@ def _is_of_one_row(where: str) -> bool:
 class _Reader:
     """Reads the rows of one shard after another, opening only its files."""
 
-    def __init__(self, table: Table, columns: Sequence[str], where: str) -> None:
+    def __init__(self, table: Table, where: str) -> None:
         self._table, self._where = table, where
-        self._columns = list(columns)
         self._kinds = dict(table.spec.columns.kept)
+        turn = TURN_COLUMN if table.spec.columns.turn_deg else {}
+        self._columns = [*SOURCE_COLUMNS, *turn, *ALIGNMENT_COLUMNS, *self._kinds]
         self._connection, self._files = connect(table.store)
 
     def rows(self, source: _Source, rows: int) -> Iterator[_Rows]:
@@ -326,11 +323,12 @@ class _Reader:
         where = ""
         if source.ids is None and self._where:
             where = f" WHERE {condition(self._where, one_row=True)}"
-        relation = self._connection.sql(f"SELECT image_id, w_plus, {columns} FROM latents{where}")
+        ids = pa.array(source.ids or (), pa.string())
         waiting: list[pa.RecordBatch] = []
-        for batch in relation.to_arrow_reader(rows):
-            chosen = batch if source.ids is None else _with_ids(batch, source.ids)
-            waiting.append(chosen)
+        for batch in self._batches(f"SELECT image_id, w_plus, {columns} FROM latents{where}", rows):
+            if source.ids is not None:
+                batch = batch.filter(pc.is_in(batch["image_id"], value_set=ids))
+            waiting.append(batch)
             while sum(each.num_rows for each in waiting) >= rows:
                 whole = pa.Table.from_batches(waiting).combine_chunks()
                 yield self._rows(whole.slice(0, rows))
@@ -338,17 +336,16 @@ class _Reader:
         if any(each.num_rows for each in waiting):
             yield self._rows(pa.Table.from_batches(waiting))
 
+    def _batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        with self._files.failure_named("the query"):
+            yield from self._connection.sql(query).to_arrow_reader(rows)
+
     def _rows(self, table: pa.Table) -> _Rows:
         (batch,) = table.combine_chunks().to_batches()
         names = self._columns
         arrays = [_plain(batch.column(name), self._kinds.get(name)) for name in names]
         facts = pa.RecordBatch.from_arrays(arrays, names=names).to_pylist()
         return _Rows(batch.column("image_id").to_pylist(), facts, codes_of(batch.column("w_plus")))
-
-
-def _with_ids(batch: pa.RecordBatch, ids: frozenset[str]) -> pa.RecordBatch:
-    mask = [image in ids for image in batch.column("image_id").to_pylist()]
-    return batch.filter(pa.array(mask, pa.bool_()))
 
 
 def _plain(column: pa.Array, kept: str | None) -> pa.Array:

@@ -38,7 +38,13 @@ def group_means(selection: Selection, expression: str) -> list[GroupMean]:
     sums = {group: np.zeros(shape, np.float64) for group in group_of.values()}
     counts = dict.fromkeys(sums, 0)
     for batch, codes in selection.unordered().code_batches(_ROWS, f"{_text(expression)} AS value"):
-        groups = np.array([group_of[value] for value in batch.column(0).to_pylist()])
+        values = batch.column(0).to_pylist()
+        if unknown := set(values) - group_of.keys():
+            raise RequestError(
+                f"--group-by {expression!r} gave {sorted(map(str, unknown))[0]} when it was "
+                "computed again: it has to give the same value for a row each time"
+            )
+        groups = np.array([group_of[value] for value in values])
         for group in np.unique(groups).tolist():
             chosen = codes[groups == group]
             sums[group] += chosen.sum(axis=0, dtype=np.float64)
@@ -47,6 +53,7 @@ def group_means(selection: Selection, expression: str) -> list[GroupMean]:
     return [
         GroupMean(value_of[group], counts[group], (total / counts[group]).astype(np.float32))
         for group, total in sorted(sums.items())
+        if counts[group]
     ]
 
 

@@ -133,12 +133,10 @@ class Labels:
         return f"CASE WHEN {first} THEN (CASE WHEN {second} THEN 2 ELSE 1 END) ELSE 0 END"
 
     def _numbers(self, column: pa.Array) -> Numbers:
-        kind = column.type
-        numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        if not (numeric or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
+        if not _is_numeric(column.type):
             raise RequestError(
-                f"--column {self.column}: has the type {kind}, expected numbers or a condition, as "
-                "in --column yaw or --column \"method = 'restyle'\""
+                f"--column {self.column}: has the type {column.type}, expected numbers or a "
+                "condition, as in --column yaw or --column \"method = 'restyle'\""
             )
         numbers: Numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         if self.against and (numbers == 2).any():
@@ -161,19 +159,22 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
     Raises `InputError` for a missing, damaged or ambiguous file.
     """
     table = _table(uri, [*_KEYS, *([column] if positive else [])])
-    key = next((name for name in _KEYS if name in table.column_names), None)
-    missing = column if column not in table.column_names else None
+    found = table.column_names
+    if twice := next((name for name in (*_KEYS, column) if found.count(name) > 1), None):
+        raise InputError(f"--labels '{uri}': has two columns '{twice}': remove or rename one")
+    key = next((name for name in _KEYS if name in found), None)
+    missing = column if column not in found else None
     if key is None or missing:
         raise InputError(
             f"--labels '{uri}': has no column '{missing or 'image_id'}' (found "
-            f"{', '.join(map(repr, table.column_names[:8]))}); it needs the label, and image_id or "
+            f"{', '.join(map(repr, found[:8]))}); it needs the label, and image_id or "
             "key"
         )
-    names, values = table[key].cast(pa.string()).to_pylist(), table[column]
+    names, values = table[key].to_pylist(), table[column]
     if positive:
-        texts = values.cast(pa.string()).to_pylist()
+        texts = values.to_pylist()
         numbers = [None if text in (None, "") else float(text == positive) for text in texts]
-    elif _is_text(values.type):
+    elif not (_is_numeric(values.type) or pa.types.is_null(values.type)):
         raise InputError(
             f"--labels '{uri}': '{column}' has texts such as "
             f"{next((text for text in values.to_pylist() if text), '')!r}: name the one that "
@@ -193,7 +194,7 @@ def read_labels(uri: str, column: str, positive: str = "") -> LabelFile:
 
 
 def _table(uri: str, texts: list[str]) -> pa.Table:
-    """Read a file of labels; the columns `texts` of a CSV keep their text, such as 007."""
+    """Read a file of labels; the columns `texts` become texts, those of a CSV as they are: 007."""
     content = read_bounded(
         uri,
         _MAX_BYTES,
@@ -202,7 +203,12 @@ def _table(uri: str, texts: list[str]) -> pa.Table:
     )
     try:
         if PurePosixPath(uri).suffix.lower() == ".parquet":
-            return pq.read_table(pa.BufferReader(content))
+            table = pq.read_table(pa.BufferReader(content))
+            kinds = [
+                field.with_type(pa.string()) if field.name in texts else field
+                for field in table.schema
+            ]
+            return table.cast(pa.schema(kinds))
         options = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True
         )
@@ -213,9 +219,10 @@ def _table(uri: str, texts: list[str]) -> pa.Table:
         ) from error
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    return not (numeric or pa.types.is_boolean(kind) or pa.types.is_null(kind))
+def _is_numeric(kind: pa.DataType) -> bool:
+    """Return whether values of this type are numbers, or true and false."""
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return bool(number or pa.types.is_boolean(kind))
 
 
 def _looked_up(batch: pa.RecordBatch, file: LabelFile) -> Numbers:

@@ -15,7 +15,7 @@ from pipeline.editing.grid import draw_grid
 from pipeline.editing.group_means import group_means
 from pipeline.editing.mixing import MixSource, mix
 from pipeline.errors import ConfigError, RequestError
-from pipeline.interop.pictures import FULL_SIZE, Drawing, rendered
+from pipeline.interop.pictures import Drawing, rendered
 from pipeline.models import RestyleModel
 from pipeline.storage import file_place
 from pipeline.table import Table
@@ -45,7 +45,8 @@ class CodeSequence:
 
 def chosen_faces(selection: Selection) -> CodeSequence:
     """Return the codes of the selected faces; `RequestError` if there are none."""
-    return CodeSequence(_codes_of(selection), selection.require_rows())
+    codes = (code for _, batch in selection.code_batches(_ROWS) for code in batch)
+    return CodeSequence(codes, selection.require_rows())
 
 
 def faces_by_id(table: Table, ids: Sequence[str]) -> CodeSequence:
@@ -55,7 +56,8 @@ def faces_by_id(table: Table, ids: Sequence[str]) -> CodeSequence:
 
 def walk_over(faces: CodeSequence, frames: int, *, closed: bool = False) -> CodeSequence:
     """Return a straight walk over faces, with `frames` codes from each to the next (`walk`)."""
-    count = walk_length(faces.count, frames, closed=closed)
+    legs = faces.count if closed else faces.count - 1
+    count = legs * (frames - 1) + (not closed)
     columns = frames if faces.count == 2 and not closed else None
     return CodeSequence(walk(faces.codes, frames, closed=closed), count, columns=columns)
 
@@ -107,16 +109,11 @@ def walk(codes: Iterable[Code], count: int, *, closed: bool = False) -> Iterator
         yield last
 
 
-def walk_length(faces: int, count: int, *, closed: bool = False) -> int:
-    """Return the number of codes that `walk` yields."""
-    return faces * (count - 1) if closed else (faces - 1) * (count - 1) + 1
-
-
 def save_grid(
     uri: str,
     sequence: CodeSequence,
     model: RestyleModel,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
     *,
     columns: int | None = None,
     title: str = "",
@@ -143,14 +140,9 @@ def save_animation(
     uri: str,
     sequence: CodeSequence,
     model: RestyleModel,
-    drawing: Drawing = FULL_SIZE,
+    drawing: Drawing,
     *,
     fps: int,
 ) -> Drawn:
     """Render a sequence to an animation at the path or URI `uri` (`write_animation`)."""
     return Drawn(*write_animation(uri, rendered(model, sequence.codes, drawing), fps))
-
-
-def _codes_of(selection: Selection) -> Iterator[Code]:
-    for _, codes in selection.code_batches(_ROWS):
-        yield from codes

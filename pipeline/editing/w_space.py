@@ -7,7 +7,7 @@ that was trained on from another with the same mapping and average latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError
@@ -33,10 +33,6 @@ class WSpace:
     def accepts(self, other: WSpace) -> bool:
         """Return whether codes of the two models have the same meaning."""
         return self.generator == other.generator or self.w_space == other.w_space
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the fields by name, as `from_dict` takes them."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, document: Any, source: str) -> WSpace:

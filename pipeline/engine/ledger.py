@@ -16,7 +16,8 @@ from pipeline.engine.plan import Plan
 from pipeline.engine.stages.base import DIED
 from pipeline.errors import PipelineError, TableError
 from pipeline.storage import CREDENTIALS_EXPIRED, LeftOut, Shard
-from pipeline.table import INDEXED_AT_ONCE, Counts, PartRecord, RunRecord, ShardRecord
+from pipeline.table import Counts, PartRecord, RunRecord, ShardRecord
+from pipeline.table.shard_index import INDEXED_AT_ONCE, write_index
 
 # The run gives up when this many parts fail in a row after the reader, over at least this time.
 # Failures of readers do not count: they cost no GPU time, and other shards may be readable. Expired
@@ -177,7 +178,7 @@ class Ledger:
         if len(self._records) >= INDEXED_AT_ONCE:
             # The index only saves the next run reading these manifests.
             with suppress(PipelineError):
-                self.plan.writer.index(self._records)
+                write_index(self.plan.writer.store, self._records)
             self._records.clear()
 
     def finish(self) -> None:

@@ -25,15 +25,11 @@ from pipeline.storage import (
     Store,
     count_samples,
 )
-from pipeline.table import (
-    SPEC_NAME,
-    Orphans,
-    PartIndex,
-    ShardState,
-    TableWriter,
-    check_existing,
-    open_for_writing,
-)
+from pipeline.table import SPEC_NAME, TableWriter, open_for_writing
+from pipeline.table.cleanup import Orphans
+from pipeline.table.part_index import PartIndex
+from pipeline.table.resume import ShardState
+from pipeline.table.spec import check_existing
 
 # Shards in the queue, and names of files in them: about 10 MB and 30 MB.
 WINDOW_SHARDS = 4096

@@ -24,7 +24,8 @@ from pipeline.storage import (
     kept_types,
     list_shards,
 )
-from pipeline.table import TABLE_OUTPUT, check_kept, open_initial_table
+from pipeline.table import TABLE_OUTPUT, open_initial_table
+from pipeline.table.schema import check_kept
 
 
 def check_request(config: JobConfig) -> ShardListing:

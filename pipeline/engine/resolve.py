@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.alignment import AlignmentSettings
 from pipeline.choices import IdentitySteps
 from pipeline.config import JobConfig
+from pipeline.config_loading import AlignmentFlags
 from pipeline.engine.address import in_cluster
 from pipeline.engine.inverter import BATCH, InvertSettings, evaluator_of
 from pipeline.errors import ConfigError, TableError, printable
@@ -27,12 +28,13 @@ from pipeline.inversion.methods import OPTIMISATIONS, Method
 from pipeline.models import RestyleModel, Treatment, bundle_names, load_model, treatment_for
 from pipeline.models.files import hints_of
 from pipeline.storage import Store, canonical_uri
-from pipeline.table import Columns, TableSpec, check_condition, open_initial_table
+from pipeline.table import Columns, TableSpec, open_initial_table
+from pipeline.table.initial_codes import check_condition
 from pipeline.table.schema import IDENTITY
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
 
 if TYPE_CHECKING:
-    from pipeline.training.config import TrainConfig
+    pass
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
@@ -328,7 +330,7 @@ def _descent(config: JobConfig, model: RestyleModel) -> OptimizeSettings:
 
 
 def alignment_settings(
-    config: JobConfig | TrainConfig, model: RestyleModel, treatment: Treatment, **more: Any
+    config: AlignmentFlags, model: RestyleModel, treatment: Treatment, **more: Any
 ) -> AlignmentSettings:
     """Return the settings of alignment for a model; `more` are those that a training lacks."""
     return AlignmentSettings(

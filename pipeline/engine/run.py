@@ -36,15 +36,10 @@ from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.signals import Interrupted, handlers_restored, interruptible
 from pipeline.storage import ShardListing, canonical_uri, literal_folder
-from pipeline.table import (
-    RunRecord,
-    check_finished,
-    is_card_current,
-    kept_readme,
-    open_table,
-    table_stats,
-    write_card,
-)
+from pipeline.table import RunRecord, open_table
+from pipeline.table.card import is_card_current, write_card
+from pipeline.table.forgetting.forgotten import check_finished
+from pipeline.table.shard_index import table_stats
 
 Listeners = tuple[Listener, ...]
 
@@ -240,6 +235,5 @@ def _describe(uri: str, outcome: RunRecord, *, changed: bool) -> None:
     if changed or not is_card_current(table, listed):
         stats = table_stats(table.store)
         outcome.means = stats.sums.means(table.spec.best_alone)
-        if write_card(table, stats, listed) is None:
-            why = kept_readme(table)
+        if why := write_card(table, stats, listed):
             log_event("readme_kept", "warning", line=why, reason=why)

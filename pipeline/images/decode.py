@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,6 @@ from pipeline.storage.file_types import sniff
 
 # Key of the decoded image's `info`: why its colour profile was not applied.
 ICC_IGNORED = "icc_ignored"
-_TIFF_EXTENTS = ((273, 279), (324, 325))  # tags of offsets and byte counts: of strips, of tiles
 # Errors of Pillow for a TIFF whose samples fit none of its modes.
 _NO_MODE = ("unknown pixel mode", "unknown data organization", "Invalid value for samples")
 
@@ -88,7 +86,8 @@ def _decode(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
         raise
     with image:
         _check_size(image.size, limits)
-        _check_strips(image, len(content))
+        if name == "TIFF":
+            tiff.check_strips(content, tags)
         pixels = load_pixels(image, content)
         profile = embedded_profile(image, content) if limits.icc == "apply" else None
         return _finish(pixels, profile, orientation_of(image))
@@ -124,17 +123,6 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
             RejectReason.TOO_SMALL,
             f"{width}×{height}: the shorter side is under {limits.min_side} pixels",
         )
-
-
-def _check_strips(image: Image.Image, n_bytes: int) -> None:
-    """Raise `truncated` if strips or tiles exceed the file; libtiff's error does not say so."""
-    tags: Mapping[int, tuple[int, ...]] = getattr(image, "tag_v2", {})
-    for offsets, counts in _TIFF_EXTENTS:
-        extents = zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-        if any(offset + count > n_bytes for offset, count in extents):
-            raise Rejection(
-                RejectReason.TRUNCATED, f"TIFF of {n_bytes} bytes ends before its pixels do"
-            )
 
 
 def _damaged(content: bytes, name: str, error: Exception) -> Rejection:

@@ -219,6 +219,20 @@ def _chunks(
     return chunk, *places
 
 
+def check_strips(content: bytes, tags: Tags) -> None:
+    """Raise `truncated` if strips or tiles exceed the file; libtiff's error does not say so."""
+    for offsets, counts in ((STRIP_OFFSETS, STRIP_COUNTS), (TILE_OFFSETS, TILE_COUNTS)):
+        _check_ends(content, tags.get(offsets, ()), tags.get(counts, ()))
+
+
+def _check_ends(content: bytes, offsets: Sequence[int], counts: Sequence[int]) -> None:
+    ends = (start + count for start, count in zip(offsets, counts, strict=False))
+    if any(end > len(content) for end in ends):
+        raise Rejection(
+            RejectReason.TRUNCATED, f"TIFF of {len(content)} bytes ends before its pixels do"
+        )
+
+
 def _check_chunks(content: bytes, layout: Layout) -> None:
     """Check that all strips or tiles are in the file, before memory for pixels is allocated."""
     (width, height), (across, down) = layout.size, layout.chunk
@@ -228,11 +242,7 @@ def _check_chunks(content: bytes, layout: Layout) -> None:
     needed = -(-width // across) * -(-height // down) * planes
     if min(len(layout.offsets), len(layout.counts)) < needed:
         raise ValueError("strips or tiles are missing")
-    ends = (start + count for start, count in zip(layout.offsets, layout.counts, strict=False))
-    if any(end > len(content) for end in ends):
-        raise Rejection(
-            RejectReason.TRUNCATED, f"TIFF of {len(content)} bytes ends before its pixels do"
-        )
+    _check_ends(content, layout.offsets, layout.counts)
     if down * layout.chunk_row_bytes > _MAX_STRIP_BYTES and layout.compression != _NONE:
         raise Rejection(
             RejectReason.TOO_LARGE,
@@ -297,28 +307,17 @@ def _decompress(content: bytes, layout: Layout, group: list[int], height: int) -
 
 def _grey_tiff(packed: list[bytes], layout: Layout, height: int) -> bytes:
     """Return a one-channel 8-bit TIFF of strips that are compressed as in `layout`."""
-    offsets = list(itertools.accumulate(map(len, packed), initial=8))
-    start = offsets.pop()
-    entries = {
-        WIDTH: (layout.chunk_row_bytes,),
-        HEIGHT: (height,),
-        BITS: (8,),
-        COMPRESSION: (layout.compression,),
-        PHOTOMETRIC: (_BLACK_IS_ZERO,),
-        STRIP_OFFSETS: tuple(offsets),
-        SAMPLES: (1,),
-        ROWS_PER_STRIP: (layout.chunk[1],),
-        STRIP_COUNTS: tuple(map(len, packed)),
-    }
-    values_at = start + 2 + 12 * len(entries) + 4
-    directory, values = struct.pack("<H", len(entries)), b""
-    for tag, numbers in entries.items():
-        place = numbers[0] if len(numbers) == 1 else values_at + len(values)
-        directory += struct.pack("<HHII", tag, 4, len(numbers), place)
-        if len(numbers) > 1:
-            values += struct.pack(f"<{len(numbers)}I", *numbers)
-    header = struct.pack("<2sHI", b"II", 42, start)
-    return b"".join([header, *packed, directory, bytes(4), values])
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[WIDTH], directory[HEIGHT] = layout.chunk_row_bytes, height
+    directory[BITS], directory[SAMPLES] = 8, 1
+    directory[COMPRESSION], directory[PHOTOMETRIC] = layout.compression, _BLACK_IS_ZERO
+    directory[ROWS_PER_STRIP] = layout.chunk[1]
+    directory[STRIP_COUNTS] = tuple(map(len, packed))
+    # Pillow adds the place behind the directory to the offsets.
+    directory[STRIP_OFFSETS] = tuple(itertools.accumulate(map(len, packed[:-1]), initial=0))
+    file = io.BytesIO()
+    directory.save(file)
+    return b"".join([file.getvalue(), *packed])
 
 
 def _undo_predictor(raw: NDArray[np.uint8], layout: Layout) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError
 from pipeline.interop.file_names import from_file_name
 from pipeline.interop.named_rows import Origin, ParquetRows, TarRows, digest_of
 from pipeline.interop.pickled_codes import Codes, read_latents
@@ -91,10 +91,8 @@ def open_codes(uri: str, names: str | None = None) -> CodeFiles:
             _refuse_names(names, f"'{root}' is a dictionary that contains the names")
             return _Dictionary(root, Store(folder).get(name))
         return open_stack(root, names) or _Folder(folder, [file_entry(root)])
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"'{root}' does not exist") from error
-        raise
+    except MissingError as error:
+        raise InputError(f"'{root}' does not exist") from error
 
 
 # Files of many named codes, by suffix.

@@ -28,7 +28,7 @@ from pipeline.metrics.latent_stats import residual_norm, w_avg_distance, w_plus_
 from pipeline.metrics.registry import QUALITY
 from pipeline.models import RestyleModel
 from pipeline.storage import FILES_PER_SHARD, LeftOut, ReadOptions, Shard, list_shards, read_samples
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.cleanup import Orphans
 from pipeline.table.local_run import LocalRun
 from pipeline.table.reader import open_table
@@ -106,8 +106,8 @@ class Importing:
         with LocalRun(writer, record) as run:
             self._write(writer, work, run)
             table = open_table(root)
-            if write_card(table, listed=self.left_out) is None:
-                self.notes.append(kept_readme(table))
+            if note := write_card(table, listed=self.left_out):
+                self.notes.append(note)
             counts = {
                 **table.verify(checksums=False),
                 "unmeasured": self.unmeasured,

@@ -104,7 +104,7 @@ class TarRows:
     def read(self, name: str) -> Codes:
         """Read a code [1, n_styles, 512]. Raises `InputError` for a damaged one."""
         archive, member, start, size = self._codes[name]
-        content = self._store.get_range(archive, start, start + size)
+        content = self._store.get(archive, start, start + size)
         return read_code(content, f"{self._store.uri(archive)}/{member}")
 
     def uri_of(self, name: str) -> str:

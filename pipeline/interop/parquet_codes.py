@@ -162,7 +162,7 @@ class CodeFile:
                 return [os.pread(file.fileno(), size, start) for start in starts]
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(
-                pool.map(lambda start: self.store.get_range(self.name, start, start + size), starts)
+                pool.map(lambda start: self.store.get(self.name, start, start + size), starts)
             )
 
     @cached_property

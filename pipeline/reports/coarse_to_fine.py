@@ -23,7 +23,7 @@ from pipeline.reports.sheets import Cell, ReportTable
 from pipeline.reports.statistics import Floats, Interval, interval_of_sums
 from pipeline.table import Table
 from pipeline.table.model_lookup import model_of
-from pipeline.table.reader import step_codes_of
+from pipeline.table.schema import step_codes_of
 
 _MIN_SIDE = 4  # pixels; the last band's shorter side
 
@@ -149,7 +149,7 @@ def _sample(table: Table, count: int) -> set[str]:
 
 def _paths(table: Table, average: NDArray[np.float32]) -> Iterator[_Path]:
     for batch in table.batches(_CODES, _ROWS):
-        codes, offsets = step_codes_of(batch["w_plus_per_step"], len(average))
+        codes, offsets = step_codes_of(batch["w_plus_per_step"])
         norms = batch["residual_norm_per_step"].to_pylist()
         for row, image in enumerate(batch["image_id"].to_pylist()):
             own = codes[offsets[row] : offsets[row + 1]]

@@ -18,7 +18,7 @@ from pipeline.reports.statistics import Floats
 from pipeline.storage import Shard, list_shards
 from pipeline.storage.readers.pairs import CODE_SUFFIX, WANTED, code_members
 from pipeline.table import Table
-from pipeline.table.reader import codes_of, step_codes_of
+from pipeline.table.schema import codes_of, step_codes_of
 
 METRIC = "w_plus_distance"
 DEFINITION = (
@@ -119,12 +119,12 @@ def _measure(batch: pa.RecordBatch, codes: Codes, n_styles: int, truth: GroundTr
     """Measure the faces of one shard that have a pair in `codes`."""
     paired = [row for row, key in enumerate(batch["key"].to_pylist()) if key in codes]
     batch = batch.take(pa.array(paired, pa.int64()))
-    kept = codes_of(batch["w_plus"], n_styles)
+    kept = codes_of(batch["w_plus"])
     true = _true_codes(batch, codes, n_styles)
     truth.add(true, kept)
     offsets, distances = np.zeros(len(kept) + 1, np.int32), np.empty(0)
     if "w_plus_per_step" in batch.schema.names:
-        steps = step_codes_of(batch["w_plus_per_step"], n_styles)
+        steps = step_codes_of(batch["w_plus_per_step"])
         offsets = steps.offsets.astype(np.int32)
         distances = _distance(steps.codes, np.repeat(true, np.diff(offsets), axis=0))
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(distances))

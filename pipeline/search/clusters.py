@@ -57,8 +57,6 @@ def find_clusters(
     same clusters on one machine. A cluster that loses all faces takes the face that is farthest
     from its centre. Raises `RequestError` if there are fewer faces than clusters.
     """
-    if count < 1:
-        raise ConfigError(f"the number of clusters must be at least 1, got {count}")
     if not -(2**63) <= seed < 2**64:
         raise ConfigError(f"the seed must be a number of 64 bits, got {seed}")
     generator = torch.Generator().manual_seed(seed)

@@ -31,9 +31,10 @@ _FEWEST_IN_LISTS = 10_000  # fewer faces are compared pair by pair
 
 
 class _Rows(NamedTuple):
-    """Vectors [n, d] of consecutive faces, the first of which has the number `start`."""
+    """Ids and vectors [n, d] of consecutive faces, the first of which has the number `start`."""
 
     start: int
+    ids: pa.Array
     vectors: Tensor
 
     @property
@@ -96,10 +97,12 @@ def find_duplicates(vectors: Vectors, threshold: float) -> Duplicates:
     """
     check_threshold(threshold)
     pairs, ids = _Pairs(threshold, vectors.device), []
-    for share, names in _shares(vectors):
-        ids += names
+    for share in _shares(vectors):
+        ids += [rows.ids for rows in share]
         pairs.grow(share[-1].end)
-        for tile in _tiles(vectors, share[-1].end):
+        for tile in _tiles(vectors):
+            if tile.start >= share[-1].end:
+                break
             for rows in share:
                 pairs.compare(tile, rows)
     all_ids = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
@@ -160,38 +163,27 @@ def _inverted_file(vectors: Vectors, sample: Tensor) -> tuple[Any, pa.Array]:
     return index, pa.concat_arrays(ids)
 
 
-def _shares(vectors: Vectors) -> Iterator[tuple[list[_Rows], list[pa.Array]]]:
-    """Yield shares of the vectors that fit in memory: tiles of rows, and the ids of all."""
-    start, size = 0, 0
+def _shares(vectors: Vectors) -> Iterator[list[_Rows]]:
+    """Yield the tiles in shares that fit in memory."""
     share: list[_Rows] = []
-    ids: list[pa.Array] = []
-    for block in vectors.blocks():
-        if share and size + block.vectors.nbytes > vectors.held_bytes:
-            yield share, ids
-            size, share, ids = 0, [], []
-        share += _cut(block.vectors, start)
-        ids.append(block.ids)
-        size += block.vectors.nbytes
-        start += len(block.ids)
+    size = 0
+    for tile in _tiles(vectors):
+        if share and size + tile.vectors.nbytes > vectors.held_bytes:
+            yield share
+            share, size = [], 0
+        share.append(tile)
+        size += tile.vectors.nbytes
     if share:
-        yield share, ids
+        yield share
 
 
-def _tiles(vectors: Vectors, end: int) -> Iterator[_Rows]:
-    """Yield the rows before `end`."""
+def _tiles(vectors: Vectors) -> Iterator[_Rows]:
     start = 0
     for block in vectors.blocks():
-        if start >= end:
-            return
-        yield from _cut(block.vectors, start)
-        start += len(block.ids)
-
-
-def _cut(vectors: Tensor, start: int) -> list[_Rows]:
-    return [
-        _Rows(start + first, vectors[first : first + _TILE])
-        for first in range(0, len(vectors), _TILE)
-    ]
+        for first in range(0, len(block.ids), _TILE):
+            part = block.vectors[first : first + _TILE]
+            yield _Rows(start, block.ids.slice(first, _TILE), part)
+            start += len(part)
 
 
 class _Pairs:

@@ -41,9 +41,7 @@ def nearest(
     """
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
-    names = list(names) or [None] * len(queries)
-    if len(names) != len(queries):
-        raise RequestError(f"{len(queries)} queries have {len(names)} names")
+    names = names or [None] * len(queries)
     collected = [_Candidates(part, k + 1) for part in queries.split(_QUERIES_AT_ONCE)]
     for block in vectors.blocks():
         for candidates in collected:

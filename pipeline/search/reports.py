@@ -43,21 +43,15 @@ def of_neighbours(vectors: Vectors, queries: Sequence[str], values: Tensor, k: i
     result = nearest(vectors, values, k, queries)
     rows: list[tuple[Any, ...]] = []
     lines: list[str] = []
+    listed: list[dict[str, Any]] = []
     for query, neighbours in zip(queries, result, strict=True):
         lines.append(f"like {printable(query)}")
+        shown = []
         for rank, (name, similarity) in enumerate(neighbours, 1):
             rows.append((query, rank, name, similarity))
             lines.append(f"  {similarity:7.4f}  {printable(name)}")
-    listed = [
-        {
-            "query": query,
-            "neighbours": [
-                {"image_id": name, "similarity": round(similarity, 6)}
-                for name, similarity in neighbours
-            ],
-        }
-        for query, neighbours in zip(queries, result, strict=True)
-    ]
+            shown.append({"image_id": name, "similarity": round(similarity, 6)})
+        listed.append({"query": query, "neighbours": shown})
     facts = {**_compared(vectors), "like": listed}
     return Findings(facts, lines, schema, lambda: _batches(schema, [*zip(*rows, strict=True)]))
 
@@ -142,12 +136,6 @@ def _compared(vectors: Vectors) -> dict[str, int]:
 
 def _batches(schema: pa.Schema, columns: Sequence[Iterable[Any]]) -> Iterator[pa.RecordBatch]:
     """Yield columns of equal length in batches."""
-    if not columns:
-        return
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
-    arrays = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-    whole = pa.Table.from_arrays(arrays, schema=schema)
-    yield from whole.to_batches(max_chunksize=_BATCH_ROWS)
+    if columns:
+        whole = pa.Table.from_pydict(dict(zip(schema.names, columns, strict=True)), schema)
+        yield from whole.to_batches(max_chunksize=_BATCH_ROWS)

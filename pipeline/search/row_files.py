@@ -23,13 +23,12 @@ def check_row_file(uri: str, table: str) -> None:
     check_outside(table, uri)
 
 
-def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
-    """Write batches as the file `uri`, replacing an earlier one; return the number of rows.
+def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write batches as the file `uri`, replacing an earlier one.
 
     The rows are written to the local disk first. The suffix decides the format.
     """
     store, name = file_place(uri)
-    rows = 0
     with tempfile.TemporaryDirectory(prefix="restyle-rows-") as temporary:
         path = Path(temporary) / "rows"
         is_csv = name.lower().endswith(".csv")
@@ -37,6 +36,4 @@ def write_rows(uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -
         with writer(str(path), schema) as file:
             for batch in batches:
                 file.write(pa.table(batch) if is_csv else pa.Table.from_batches([batch]))
-                rows += batch.num_rows
         store.put(name, path)
-    return rows

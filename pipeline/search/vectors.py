@@ -23,7 +23,7 @@ from pipeline.errors import RequestError
 from pipeline.search.requests import check_by
 from pipeline.table.model_lookup import model_of
 from pipeline.table.reader import Table, UnknownImageError
-from pipeline.table.schema import IDENTITY
+from pipeline.table.schema import IDENTITY, STYLE_DIM
 from pipeline.table.selection import Selection
 
 # Numbers in a block of vectors: 16 MiB.
@@ -39,7 +39,6 @@ class Block(NamedTuple):
 
     ids: pa.Array
     vectors: Tensor
-    missing: int = 0  # faces between those of the block that have no vector
 
 
 @dataclass
@@ -76,17 +75,14 @@ class Vectors:
             yield from self._held
             return
         held: list[Block] | None = []
-        size = faces = missing = 0
-        for block in self._read():
-            if not len(block.ids):  # no face between two blocks, or at the end, has a vector
-                missing += block.missing
-                continue
+        missing: list[int] = []
+        size = faces = 0
+        for block in self._read(missing):
             yield block
             faces += len(block.ids)
-            missing += block.missing
             size += block.vectors.nbytes
             held = [*held, block] if held is not None and size <= self.held_bytes else None
-        self._held, self.faces, self.missing = held, faces, missing
+        self._held, self.faces, self.missing = held, faces, sum(missing)
 
     def of_ids(self, ids: Sequence[str]) -> Tensor:
         """Return the vectors of faces of the table, selected or not, float32 [n, d].
@@ -124,40 +120,33 @@ class Vectors:
             identities = torch.from_numpy(np.array(identities, np.float32))
         return F.normalize(identities.float()).to(self.device)
 
-    def _read(self) -> Iterator[Block]:
+    def _read(self, missing: list[int]) -> Iterator[Block]:
         waiting: list[Block] = []
         numbers = 0
-        for part in self._parts():
-            if len(part.ids) or part.missing:
-                waiting.append(part)
-                numbers += part.vectors.numel()
+        for part in self._parts(missing):
+            waiting.append(part)
+            numbers += part.vectors.numel()
             if numbers >= BLOCK_NUMBERS:
                 yield _joined(waiting)
                 waiting, numbers = [], 0
         if waiting:
             yield _joined(waiting)
 
-    def _parts(self) -> Iterator[Block]:
-        rows = max(1, min(_READ_ROWS, BLOCK_NUMBERS // self._dimensions))
+    def _parts(self, missing: list[int]) -> Iterator[Block]:
+        """Yield the vectors as they are read; append how many faces of a batch have none."""
+        dimensions = STYLE_DIM if self._average is None else self._average.numel()
+        rows = max(1, min(_READ_ROWS, BLOCK_NUMBERS // dimensions))
         if self.by == "w_plus":
             for batch, codes in self.selection.code_batches(rows):
                 yield Block(batch.column(0), self.of_codes(torch.tensor(codes)))
             return
         for batch in self.selection.batches(f"image_id, {IDENTITY}", rows):
             ids, values = batch.columns
-            missing = values.null_count
-            if missing:
-                kept = values.is_valid()
-                ids, values = ids.filter(kept), values.filter(kept)
-            if not len(values):
-                yield Block(ids, torch.empty(0, 0), missing)
-                continue
-            flat = values.flatten().to_numpy(zero_copy_only=False)
-            yield Block(ids, self.of_identities(flat.reshape(len(values), -1)), missing)
-
-    @property
-    def _dimensions(self) -> int:
-        return 512 if self._average is None else self._average.numel()
+            missing.append(values.null_count)
+            ids, values = ids.filter(values.is_valid()), values.drop_null()
+            if len(values):
+                flat = values.flatten().to_numpy(zero_copy_only=False)
+                yield Block(ids, self.of_identities(flat.reshape(len(values), -1)))
 
 
 def known_ids(table: Table, names: Sequence[str]) -> set[str]:
@@ -171,10 +160,8 @@ def _rows_of(table: Table, ids: Sequence[str], columns: str) -> pa.Table:
 
 
 def _joined(blocks: list[Block]) -> Block:
-    full = [block for block in blocks if len(block.ids)] or blocks[:1]
-    ids = pa.concat_arrays([block.ids for block in full])
-    vectors = torch.cat([block.vectors for block in full])
-    return Block(ids, vectors, sum(block.missing for block in blocks))
+    ids = pa.concat_arrays([block.ids for block in blocks])
+    return Block(ids, torch.cat([block.vectors for block in blocks]))
 
 
 def _listed(ids: Sequence[str]) -> str:

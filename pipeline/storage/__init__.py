@@ -23,7 +23,6 @@ from pipeline.storage.left_out import LeftOut
 from pipeline.storage.objects import ObjectInfo
 from pipeline.storage.output_check import (
     OutputKind,
-    check_beside,
     check_contents,
     check_output,
     check_outside,
@@ -39,7 +38,6 @@ from pipeline.storage.shards import (
     Shard,
     ShardListing,
     list_shards,
-    shard_id_of,
     slice_id,
     slice_number,
 )
@@ -64,7 +62,6 @@ __all__ = [
     "arrow_type",
     "canonical_uri",
     "check_apart",
-    "check_beside",
     "check_columns",
     "check_contents",
     "check_credentials",
@@ -79,7 +76,6 @@ __all__ = [
     "literal_folder",
     "one_line",
     "read_samples",
-    "shard_id_of",
     "slice_id",
     "slice_number",
     "spread_samples",

@@ -68,20 +68,14 @@ def s3_options(uri: str) -> dict[str, Any]:
     `anonymous = true` requests are not signed. Raises `InputError` if the variable is malformed,
     and `AccessError` if the profile is in no configuration file.
     """
-    name = _profile_of(uri)
-    return {} if name is None else {**_options(name, *map(os.environ.get, _FILES))}
-
-
-def _profile_of(uri: str) -> str | None:
     path = _without_scheme(uri)
     if path is None:
-        return None
-    below = [prefix for prefix in _profiles() if f"{path}/".startswith(f"{prefix}/")]
-    return _profiles()[max(below, key=len)] if below else None
-
-
-def _profiles() -> Mapping[str, str]:
-    return _parse_profiles(os.environ.get(S3_PROFILES, ""))
+        return {}
+    profiles = _parse_profiles(os.environ.get(S3_PROFILES, ""))
+    around = [prefix for prefix in profiles if f"{path}/".startswith(f"{prefix}/")]
+    if not around:
+        return {}
+    return {**_options(profiles[max(around, key=len)], *map(os.environ.get, _FILES))}
 
 
 @lru_cache(maxsize=8)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from pipeline.errors import InputError, StorageError
-from pipeline.storage.file_types import is_list, plain_name, shard_kind
+from pipeline.errors import InputError, MissingError, StorageError
+from pipeline.storage.file_types import is_list, plain_name, shard_kind, shard_stem
 from pipeline.storage.left_out import NAMED_TWICE, LeftOut
 from pipeline.storage.listing import Entry, Place, file_entry, is_folder, look_up_all, walk
 from pipeline.storage.objects import UNREADABLE, present_state
@@ -22,7 +23,6 @@ from pipeline.storage.patterns import (
     has_glob,
     literal_folder,
 )
-from pipeline.storage.recognition import mark_beside_tars
 from pipeline.storage.uris import canonical_uri, filesystem, is_local, is_web, join, read_file
 
 LOOKED_FOR = (
@@ -78,9 +78,7 @@ def open_input(root: str, left_out: LeftOut) -> Source:
         raise InputError(f"'{root}' names no file; {NO_LISTING}")
     try:
         kind = _kind_of(root)
-    except StorageError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
+    except MissingError as error:
         raise InputError(f"the input '{root}' does not exist; {LOOKED_FOR}") from error
     if kind == "pattern":
         return _open_pattern(root, left_out)
@@ -103,27 +101,50 @@ def _kind_of(root: str) -> Literal["folder", "file", "pattern"]:
         return "pattern"
     try:
         return "folder" if is_folder(fs, path, root) else "file"
-    except StorageError as error:
-        if special and isinstance(error.__cause__, FileNotFoundError):
+    except MissingError:
+        if special:
             return "pattern"
         raise
 
 
 def _below(folder: str, left_out: LeftOut) -> Iterator[Entry]:
     fs, path = filesystem(folder)
-    return mark_beside_tars(walk(fs, path, folder, left_out))
+    return _mark_beside_tars(walk(fs, path, folder, left_out))
+
+
+def _mark_beside_tars(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """Set `beside_tar` of each `x.parquet` that has an `x.tar` beside it in the sorted `entries`.
+
+    The order changes: a Parquet file comes after all names that its tar may have, but before the
+    files of a folder `x`.
+    """
+    waiting: Entry | None = None
+    for entry in entries:
+        kind = shard_kind(entry.name)
+        if waiting:
+            stem = shard_stem(waiting.name)
+            if kind == "tar" and shard_stem(entry.name) == stem:
+                waiting = waiting._replace(beside_tar=True)
+            elif kind == "parquet" or entry.name > f"{stem}/":
+                yield waiting
+                waiting = None
+        if kind == "parquet":
+            waiting = entry
+        else:
+            yield entry
+    if waiting:
+        yield waiting
 
 
 def _open_pattern(root: str, left_out: LeftOut) -> Source:
     """Return the files that fit a pattern, with names relative to the folder before it."""
     folder = literal_folder(root) or ("/" if is_local(root) else "")
-    count = count_braces(root)
     if not folder:
         raise InputError(
             f"the bucket or host of '{root}' is part of the pattern: name the folders or files in "
             "a text file, one URI per line, and pass that file"
         )
-    _check_count(root, count)
+    _check_count(root)
     begin = len(folder.rstrip("/")) + 1
     names = _Names(
         lambda: expand_braces(root), f"the pattern '{root}'", lambda uri: uri[begin:], strict=True
@@ -131,7 +152,8 @@ def _open_pattern(root: str, left_out: LeftOut) -> Source:
     return Source("folder", folder, _named(names, left_out))
 
 
-def _check_count(pattern: str, count: int) -> None:
+def _check_count(pattern: str) -> None:
+    count = count_braces(pattern)
     limit = _MAX_GLOBS if has_glob(pattern) else _MAX_NAMES
     if count > limit:
         kind = "patterns" if has_glob(pattern) else "names"
@@ -175,7 +197,7 @@ def _lines(content: bytes, uri: str, folder: str) -> Iterator[str]:
 def _check_line(uri: str) -> None:
     if is_list(plain_name(uri)):
         raise InputError(f"'{uri}' is a list, and a list may not name lists; {LOOKED_FOR}")
-    _check_count(uri, count_braces(uri))
+    _check_count(uri)
 
 
 @dataclass(frozen=True)
@@ -204,7 +226,7 @@ def _named(names: _Names, left_out: LeftOut) -> Iterator[Entry]:
             yield from missing
             missing = []
             yield from taken.once(place, names)
-        elif not taken.covers(place.uri, count=True):
+        elif not taken.repeats(place.uri):
             taken.files.add(hash(place.uri))
             missing.append(Entry(names.name_of(place.uri), 0, UNREADABLE))
             if any_exists:
@@ -226,17 +248,11 @@ def _look_up_required(names: _Names) -> dict[str, Place]:
         for uri in names.uris()
         if (names.strict or shard_kind(plain_name(uri))) and not has_glob(uri)
     )
-    places, missing = {}, []
-    for place in look_up_all(dict.fromkeys(required)):
-        places[place.uri] = place
-        if not place.exists:
-            missing.append(f"'{place.uri}'")
+    places = {place.uri: place for place in look_up_all(dict.fromkeys(required))}
+    missing = [f"'{uri}'" for uri, place in places.items() if not place.exists]
     if missing:
-        more = (
-            f" and {len(missing) - _MAX_SHOWN_NAMES} more"
-            if len(missing) > _MAX_SHOWN_NAMES
-            else ""
-        )
+        others = len(missing) - _MAX_SHOWN_NAMES
+        more = f" and {others} more" if others > 0 else ""
         raise InputError(
             f"{len(missing)} of the {len(places)} {'files' if names.strict else 'shards'} that "
             f"{names.what} names do not exist: {', '.join(missing[:_MAX_SHOWN_NAMES])}{more}"
@@ -259,15 +275,15 @@ class _Taken:
         self.folders: set[str] = set()
         self.globs: list[tuple[str, Glob]] = []
 
-    def covers(self, uri: str, *, count: bool = False) -> bool:
+    def repeats(self, uri: str) -> bool:
         """Return whether `uri` is listed already, by itself or by its folder or a pattern.
 
-        With `count` it is then counted as named twice.
+        It is then counted as named twice.
         """
-        covered = hash(uri) in self.files or self._is_below(uri)
-        if covered and count:
+        is_listed = hash(uri) in self.files or self._is_below(uri)
+        if is_listed:
             self.left_out.add(NAMED_TWICE)
-        return covered
+        return is_listed
 
     def _is_below(self, uri: str) -> bool:
         if uri in self.folders:
@@ -285,13 +301,14 @@ class _Taken:
         """Yield the entries of one file, folder or pattern that are not listed yet."""
         if not place.exists:
             yield from self._fitting(place.uri, names)
-        elif not place.is_folder:
-            if not self.covers(place.uri, count=True):
-                self.files.add(hash(place.uri))
-                yield Entry(names.name_of(place.uri), place.size, place.etag)
-        elif not self.covers(place.uri, count=True):
+        elif self.repeats(place.uri):
+            return
+        elif place.is_folder:
             yield from self._entries(place.uri, _folder_entries(place.uri, self.left_out), names)
             self.folders.add(place.uri)
+        else:
+            self.files.add(hash(place.uri))
+            yield Entry(names.name_of(place.uri), place.size, place.etag)
 
     def _fitting(self, pattern: str, names: _Names) -> Iterator[Entry]:
         """Yield the entries that fit a pattern without braces; `InputError` if none does."""
@@ -303,13 +320,10 @@ class _Taken:
         entries = walk(fs, path, folder or "/", self.left_out, glob.may_hold)
         fitting = (entry for entry in entries if _fits(glob, entry.name))
         empty = True
-        try:
+        with suppress(MissingError):
             for entry in fitting:
                 empty = False
                 yield from self._entries(folder, iter([entry]), names)
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
         if empty:
             raise InputError(f"nothing fits the pattern '{pattern}'; {LOOKED_FOR}")
         self.globs.append((folder, glob))
@@ -317,7 +331,7 @@ class _Taken:
     def _entries(self, folder: str, entries: Iterator[Entry], names: _Names) -> Iterator[Entry]:
         for entry in entries:
             uri = f"{folder.rstrip('/')}/{entry.name}"
-            if not self.covers(uri.rstrip("/"), count=True):
+            if not self.repeats(uri.rstrip("/")):
                 yield entry._replace(name=names.name_of(uri))
 
 
@@ -333,15 +347,10 @@ def _folder_entries(uri: str, left_out: LeftOut) -> Iterator[Entry]:
     return _below(uri, left_out)
 
 
-class _Parts(NamedTuple):
-    folder: str
-    name: str
-
-
-def _split(uri: str) -> _Parts:
+def _split(uri: str) -> tuple[str, str]:
     """Split a URI into its folder and the name in it, which includes the query of a web address."""
     end = plain_name(uri).rfind("/")
-    return _Parts(uri[:end] or "/", uri[end + 1 :])
+    return uri[:end] or "/", uri[end + 1 :]
 
 
 def _is_absolute(name: str) -> bool:

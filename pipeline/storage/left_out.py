@@ -46,11 +46,6 @@ class LeftOut(dict[str, int]):
         for label, count in counts.items():
             self.add(label, count)
 
-    @property
-    def total(self) -> int:
-        """Return the sum of all counts."""
-        return sum(list(self.values()))
-
     def ordered(self) -> dict[str, int]:
         """Return a copy with the largest counts first, equal counts sorted by label."""
         return dict(sorted(dict(self).items(), key=lambda item: (-item[1], item[0])))

@@ -8,11 +8,11 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError, StorageError
 from pipeline.storage.file_types import is_hidden
 from pipeline.storage.left_out import FOLDER_LOOP, HIDDEN, SPECIAL, LeftOut
 from pipeline.storage.objects import (
@@ -44,25 +44,17 @@ class Entry(NamedTuple):
     beside_tar: bool = False
 
 
-class _Child(NamedTuple):
-    """A file or folder. A folder's name ends in "/", so that children sort as full paths do."""
-
-    name: str
-    size: int
-    etag: str
-
-
 def is_folder(fs: Any, path: str, uri: str) -> bool:
     """Return whether `path` is a folder.
 
-    Raises `StorageError`, caused by `FileNotFoundError`, if nothing exists there.
+    Raises `MissingError` if nothing exists there.
     """
     with storage_errors(f"read '{uri}'"):
         return bool(fs.info(path)["type"] == "directory")
 
 
 def file_entry(uri: str) -> Entry:
-    """Return the entry of one file, named by its last component; `StorageError` if missing."""
+    """Return the entry of one file, named by its last component; `MissingError` if missing."""
     fs, path = filesystem(uri)
     name = uri.rsplit("/", 1)[-1]
     with storage_errors(f"read '{uri}'"):
@@ -95,48 +87,61 @@ def walk(
     """
     counted = LeftOut() if left_out is None else left_out
     may_enter = descend or (lambda _: True)
+    is_local = is_local_filesystem(fs)
     if is_bucket(fs):
-        bucket, prefix = bucket_and_prefix(fs, path)
-        yield from _walk_bucket(_Bucket(fs, bucket, prefix, uri, counted, may_enter), "")
+        children = partial(_bucket_children, fs, path, uri)
     else:
-        yield from _walk(fs, path, uri, counted, may_enter)
-
-
-class _Bucket(NamedTuple):
-    """A bucket to list, and the arguments of `walk`."""
-
-    fs: Any
-    name: str
-    root: str
-    uri: str
-    left_out: LeftOut
-    descend: Callable[[str], bool]
-
-
-def _walk_bucket(bucket: _Bucket, prefix: str) -> Iterator[Entry]:
-    """List a bucket by its keys: below `in/`, the key `in//b.jpg` has the name `/b.jpg`."""
-    with storage_errors(f"list '{bucket.uri}'"):
-        pages = _bucket_pages(bucket.fs, bucket.name, bucket.root + prefix)
-        for child in _in_order(pages, join(bucket.uri, prefix)):
-            if is_hidden(child.name):
-                bucket.left_out.add(HIDDEN)
+        children = partial(_sorted_children, fs, path, counted)
+    with storage_errors(f"list '{uri}'"):
+        # A stack: folders may be nested deeper than Python's recursion limit.
+        levels = [_Level("", os.path.realpath(path) if is_local else "", children(""))]
+        while levels:
+            level = levels[-1]
+            child = next(level.children, None)
+            if child is None:
+                levels.pop()
+            elif is_hidden(child.name):
+                counted.add(HIDDEN)
             elif not child.name.endswith("/"):
-                yield Entry(prefix + child.name, child.size, child.etag)
-            elif bucket.descend(prefix + child.name[:-1]):
-                yield from _walk_bucket(bucket, prefix + child.name)
+                yield Entry(level.prefix + child.name, child.size, child.etag)
+            elif may_enter(level.prefix + child.name[:-1]):
+                prefix = level.prefix + child.name
+                if is_local:
+                    yield from _enter(path, prefix, levels, counted)
+                else:
+                    levels.append(_Level(prefix, "", children(prefix)))
 
 
-def _bucket_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Child]]:
+class _Level(NamedTuple):
+    """A folder on the current path of the walk, and the children that are still to visit.
+
+    A folder among the children has a name that ends in "/": so they sort as full paths do.
+    """
+
+    prefix: str  # path inside the input
+    real: str  # path with links resolved; "" on storages without links
+    children: Iterator[Entry]
+
+
+def _bucket_children(fs: Any, path: str, uri: str, prefix: str) -> Iterator[Entry]:
+    """List a bucket by its keys: below `in/`, the key `in//b.jpg` has the name `/b.jpg`."""
+    bucket, root = bucket_and_prefix(fs, path)
+    return _in_order(bucket_pages(fs, bucket, root + prefix), join(uri, prefix))
+
+
+def bucket_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[Entry]]:
+    """Yield the children of a folder of S3 in pages; the names of folders end in "/"."""
     for page in listing_pages(fs, bucket, prefix, Delimiter="/"):
-        children = [_Child(item["Prefix"], 0, "") for item in page.get("CommonPrefixes", ())]
+        children = []
         for item in page.get("Contents", ()):
             if item["Key"] != prefix:  # a bucket's empty "folder marker" object
                 info = object_info(item)
-                children.append(_Child(item["Key"], info.size, info.etag))
-        yield [child._replace(name=child.name[len(prefix) :]) for child in children]
+                children.append(Entry(item["Key"][len(prefix) :], info.size, info.etag))
+        folders = (item["Prefix"][len(prefix) :] for item in page.get("CommonPrefixes", ()))
+        yield children + [Entry(name, 0, "") for name in folders]
 
 
-def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
+def _in_order(pages: Iterator[list[Entry]], uri: str) -> Iterator[Entry]:
     """Yield the children of one folder in the order of paths, as its pages arrive.
 
     S3 lists in that order, `a-b` before `a/`. Other servers sort the folder as `a`, before `a-b`.
@@ -148,7 +153,7 @@ def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
     pages = itertools.chain([first, second], pages)
     if _begins_below(second, _bound(first)):
         pages = iter([list(itertools.chain.from_iterable(pages))])
-    waiting: list[_Child] = []
+    waiting: list[Entry] = []
     bound = ""
     for page in pages:
         if _begins_below(page, bound):
@@ -164,58 +169,26 @@ def _in_order(pages: Iterator[list[_Child]], uri: str) -> Iterator[_Child]:
     yield from waiting
 
 
-def _bound(page: list[_Child]) -> str:
+def _bound(page: list[Entry]) -> str:
     return max((child.name.removesuffix("/") for child in page), default="")
 
 
-def _begins_below(page: list[_Child], bound: str) -> bool:
+def _begins_below(page: list[Entry], bound: str) -> bool:
     return any(child.name < bound for child in page)
 
 
-class _Level(NamedTuple):
-    """A folder on the current path of the walk, and the children that are still to visit."""
-
-    prefix: str  # path inside the input
-    real: str  # path with links resolved; "" on storages without links
-    children: Iterator[_Child]
-
-
-def _walk(
-    fs: Any, path: str, uri: str, left_out: LeftOut, descend: Callable[[str], bool]
-) -> Iterator[Entry]:
-    """List with an explicit stack: folders may be nested deeper than Python's recursion limit."""
-    with storage_errors(f"list '{uri}'"):
-        real = os.path.realpath(path) if is_local_filesystem(fs) else ""
-        levels = [_Level("", real, iter(sorted(_children(fs, path, left_out))))]
-        while levels:
-            level = levels[-1]
-            child = next(level.children, None)
-            if child is None:
-                levels.pop()
-            elif is_hidden(child.name):
-                left_out.add(HIDDEN)
-            elif not child.name.endswith("/"):
-                yield Entry(level.prefix + child.name, child.size, child.etag)
-            elif descend(level.prefix + child.name[:-1]):
-                yield from _enter(fs, path, level.prefix + child.name, levels, left_out)
-
-
-def _enter(
-    fs: Any, root: str, prefix: str, levels: list[_Level], left_out: LeftOut
-) -> Iterator[Entry]:
-    """Push a folder on `levels`; yield its entry instead if it cannot be listed."""
-    path, real = f"{root}/{prefix[:-1]}", ""
-    if is_local_filesystem(fs):
-        inside, name = levels[-1].real, prefix[:-1].rpartition("/")[2]
-        is_link = os.path.islink(path)  # noqa: PTH114 - `Path` raises where a path is too long
-        real = os.path.realpath(path) if is_link else join(inside, name)
-        if any(level.real == real for level in levels):
-            left_out.add(FOLDER_LOOP)
-            return
+def _enter(root: str, prefix: str, levels: list[_Level], left_out: LeftOut) -> Iterator[Entry]:
+    """Push a folder of a disk on `levels`; yield its entry instead if it cannot be listed."""
+    path, name = f"{root}/{prefix[:-1]}", prefix[:-1].rpartition("/")[2]
+    is_link = os.path.islink(path)  # noqa: PTH114 - `Path` raises where a path is too long
+    real = os.path.realpath(path) if is_link else join(levels[-1].real, name)
+    if any(level.real == real for level in levels):
+        left_out.add(FOLDER_LOOP)
+        return
     try:
-        children = sorted(_children(fs, path, left_out))
+        children = sorted(_local_children(path, left_out))
     except OSError as error:
-        if not is_local_filesystem(fs) or not is_permanent(error):
+        if not is_permanent(error):
             raise
         if path_exists(path):  # otherwise it was deleted since its parent was listed
             yield Entry(prefix, 0, UNREADABLE)
@@ -223,10 +196,17 @@ def _enter(
     levels.append(_Level(prefix, real, iter(children)))
 
 
-def _children(fs: Any, path: str, left_out: LeftOut) -> Iterator[_Child]:
-    if is_local_filesystem(fs):
-        yield from _local_children(path, left_out)
-        return
+def _sorted_children(fs: Any, root: str, left_out: LeftOut, prefix: str) -> Iterator[Entry]:
+    path = f"{root}/{prefix[:-1]}" if prefix else root
+    listed = _local_children(path, left_out) if is_local_filesystem(fs) else children_of(fs, path)
+    return iter(sorted(listed))
+
+
+def children_of(fs: Any, path: str) -> Iterator[Entry]:
+    """Yield what a folder of a storage that is neither a disk nor S3 holds.
+
+    The names of folders end in "/".
+    """
     for details in fs.ls(path, detail=True):
         name = str(details["name"]).rstrip("/").rsplit("/", 1)[-1]
         is_itself = str(details["name"]).rstrip("/") == path
@@ -235,28 +215,28 @@ def _children(fs: Any, path: str, left_out: LeftOut) -> Iterator[_Child]:
                 raise InputError(
                     f"'{path}//' is a folder with an empty name: rename the files in it"
                 )
-            yield _Child(name + "/", 0, "")
+            yield Entry(name + "/", 0, "")
         elif not is_itself:  # a bucket's empty "folder marker" object
             info = object_info(details)
-            yield _Child(name, info.size, info.etag)
+            yield Entry(name, info.size, info.etag)
 
 
-def _local_children(path: str, left_out: LeftOut) -> Iterator[_Child]:
+def _local_children(path: str, left_out: LeftOut) -> Iterator[Entry]:
     """List a folder of a disk without the dictionary of 1 kB per file that `fs.ls` builds."""
     with os.scandir(path) as children:
         for child in children:
             try:
                 if child.is_dir():
-                    yield _Child(child.name + "/", 0, "")
+                    yield Entry(child.name + "/", 0, "")
                 else:
-                    yield _Child(child.name, *local_state(child.path, child.stat()))
+                    yield Entry(child.name, *local_state(child.path, child.stat()))
             except Special:
                 left_out.add(HIDDEN if is_hidden(child.name) else SPECIAL)
             except OSError as error:
                 if not is_permanent(error):
                     raise
                 if path_exists(child.path):  # otherwise it was deleted since the folder was listed
-                    yield _Child(child.name, 0, UNREADABLE)
+                    yield Entry(child.name, 0, UNREADABLE)
 
 
 _LOOKUP_THREADS = 32
@@ -281,7 +261,7 @@ def look_up_all(uris: Iterable[str]) -> Iterator[Place]:
     pool = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="look-up")
     source = iter(uris)
     try:
-        while batch := list(islice(source, _LOOKUP_BATCH)):
+        while batch := list(itertools.islice(source, _LOOKUP_BATCH)):
             yield from pool.map(look_up, batch)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -290,16 +270,13 @@ def look_up_all(uris: Iterable[str]) -> Iterator[Place]:
 def look_up(uri: str) -> Place:
     """Look up `uri`. A file that this user may not read exists, with the etag `UNREADABLE`."""
     fs, path = filesystem(uri)
-    if is_local_filesystem(fs):
-        with storage_errors(f"read '{uri}'"):
-            return _look_up_on_disk(uri, path)
     try:
         with storage_errors(f"read '{uri}'"):
+            if is_local_filesystem(fs):
+                return _look_up_on_disk(uri, path)
             details = fs.info(path)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return Place(uri, exists=False)
-        raise
+    except MissingError:
+        return Place(uri, exists=False)
     if details["type"] == "directory":
         return Place(uri, exists=True, is_folder=True)
     return Place(uri, True, False, *_object_state(details))

@@ -6,15 +6,12 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.storage.file_types import readable_name
-from pipeline.storage.s3 import bucket_and_prefix, listing_pages
 
 _ETAG_FIELDS = (
     "ETag",
@@ -62,65 +59,11 @@ def object_info(details: dict[str, Any]) -> ObjectInfo:
     modification time instead.
     """
     size = int(details.get("size") or details.get("Size") or 0)
-    for source in _ETAG_FIELDS:
-        if details.get(source):
-            value = str(details[source]).strip('"')
-            break
-    else:
-        value = "unknown"
+    value = str(next(filter(None, map(details.get, _ETAG_FIELDS)), "unknown")).strip('"')
     own = value if len(value) <= 64 else hashlib.sha256(value.encode()).hexdigest()[:32]
     times = (details.get(name) for name in _TIME_FIELDS)
     modified = next((time.timestamp() for time in times if isinstance(time, datetime)), 0.0)
     return ObjectInfo(size, f"{size}-{own}", modified)
-
-
-def files_below(
-    folder: str, above: str, prefix: str, *, detail: bool
-) -> Iterator[tuple[str, ObjectInfo | None]]:
-    """Yield the files below `folder` of a disk whose names start with `prefix`, at any depth.
-
-    `above` is put in front of each name before it is compared. The second item is None without
-    `detail`. A missing folder holds no files. Links to folders are not followed.
-    """
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as children:
-        for child in children:
-            name = above + child.name
-            if not child.is_dir():
-                if name.startswith(prefix):
-                    # A concurrent run may delete the file; then it is not listed.
-                    with suppress(FileNotFoundError):
-                        yield name, local_info(child.stat()) if detail else None
-            elif not child.is_symlink():
-                yield from files_below(child.path, f"{name}/", prefix, detail=detail)
-
-
-def objects_of_bucket(
-    fs: Any, folder: str, above: str, start: str
-) -> Iterator[tuple[str, ObjectInfo]]:
-    """Yield the objects below `folder` of S3 whose names start with `start`.
-
-    `above` is put in front of each name. Reads pages of a thousand objects: `fs.find` would hold
-    1 kB for each of a million parts.
-    """
-    bucket, prefix = bucket_and_prefix(fs, folder)
-    with suppress(FileNotFoundError):  # no such bucket
-        for page in listing_pages(fs, bucket, prefix + start):
-            for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # the "folder markers" of some programs
-                    yield above + item["Key"][len(prefix) :], object_info(item)
-
-
-def objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:
-    """Yield the objects below `folder` of another storage, at any depth.
-
-    `above` is put in front of each name.
-    """
-    try:
-        listing = fs.find(folder, detail=True)
-    except FileNotFoundError:
-        return
-    for path, details in listing.items():
-        yield above + str(path)[len(folder) + 1 :], object_info(details)
 
 
 # Errors of one file. EIO, ESTALE or EMFILE are not among them: a network disk that is away raises

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
+from pipeline.storage.listing import bucket_pages, children_of
+from pipeline.storage.s3 import bucket_and_prefix, is_bucket
 from pipeline.storage.store import Store, file_place, is_temporary, name_if_absent
 from pipeline.storage.uris import (
     canonical_uri,
@@ -76,39 +76,21 @@ def first_names(store: Store) -> list[str]:
 
 def names_in(store: Store) -> Iterator[str]:
     """Yield the names in the top folder of `store`, while listing; those of folders end in "/"."""
-    folder = store.path()
-    if is_local_filesystem(store.fs):
-        return _names_on_disk(folder)
-    if is_bucket(store.fs):
-        return _names_in_bucket(store.fs, folder)
-    return _names_elsewhere(store.fs, folder)
-
-
-def _names_on_disk(folder: str) -> Iterator[str]:
-    with suppress(FileNotFoundError), os.scandir(folder) as children:
-        for child in children:
-            yield child.name + "/" * child.is_dir()
-
-
-def _names_in_bucket(fs: Any, folder: str) -> Iterator[str]:
-    bucket, prefix = bucket_and_prefix(fs, folder)
-    with suppress(FileNotFoundError):  # no such bucket
-        for page in listing_pages(fs, bucket, prefix, Delimiter="/"):
-            keys = [item["Key"] for item in page.get("Contents", ())]
-            keys += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
-            yield from (key[len(prefix) :] for key in keys)
-
-
-def _names_elsewhere(fs: Any, folder: str) -> Iterator[str]:
+    fs, folder = store.fs, store.path()
     with suppress(FileNotFoundError):
-        for item in fs.ls(folder, detail=True):
-            name = str(item["name"]).rstrip("/").rsplit("/", 1)[-1]
-            yield name + "/" * (item["type"] == "directory")
+        if is_local_filesystem(fs):
+            with os.scandir(folder) as children:
+                yield from (child.name + "/" * child.is_dir() for child in children)
+        elif is_bucket(fs):
+            for page in bucket_pages(fs, *bucket_and_prefix(fs, folder)):
+                yield from (child.name for child in page)
+        else:
+            yield from (child.name for child in children_of(fs, folder))
 
 
 def _is_content(name: str) -> bool:
     name = name.rstrip("/")
-    litter = not name or name in _LITTER or name.startswith(_LITTER_PREFIXES)  # "": a folder marker
+    litter = name in _LITTER or name.startswith(_LITTER_PREFIXES)
     return not litter and not is_temporary(name) and not name.startswith(PROBE_PREFIX)
 
 

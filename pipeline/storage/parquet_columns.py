@@ -14,8 +14,8 @@ from pipeline.storage.seekable import open_seekable
 from pipeline.storage.uris import storage_errors
 
 _IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "content", "jpg", "jpeg", "png", "webp")
-# Arrow also raises these errors of Python, for invalid texts, numbers and dates.
-NOT_PARQUET = (ValueError, ArithmeticError, LookupError, TypeError)
+# Arrow also raises errors of Python, for invalid texts, numbers and dates.
+NOT_PARQUET = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def schema_of(uri: str) -> pa.Schema | None:
     Raises `StorageError` if the file cannot be read.
     """
     with (
-        suppress(pa.ArrowException, *NOT_PARQUET),
+        suppress(*NOT_PARQUET),
         storage_errors(f"read '{uri}'"),
         open_seekable(uri) as file,
     ):

@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
 from typing import Literal, NamedTuple
 
-from pipeline.errors import StorageError
+from pipeline.errors import MissingError, StorageError
 from pipeline.storage.credentials import is_denied
 from pipeline.storage.file_types import (
     Kind,
@@ -18,16 +17,15 @@ from pipeline.storage.file_types import (
     plain_name,
     readable_name,
     shard_kind,
-    shard_stem,
 )
+from pipeline.storage.input_files import Source
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry
 from pipeline.storage.objects import UNREADABLE, is_dead_link
 from pipeline.storage.parquet_columns import has_bytes, schema_of
 from pipeline.storage.readers.archive_members import START_BYTES, is_image_start
 from pipeline.storage.s3 import get_head, is_bucket
-from pipeline.storage.seekable import read_start
-from pipeline.storage.uris import filesystem, is_local, storage_errors
+from pipeline.storage.uris import filesystem, is_local, is_web, storage_errors
 
 # Parallel reads of file contents. A batch ends at so many reads, or so many entries in memory.
 _READ_THREADS = 32
@@ -45,19 +43,13 @@ class _Candidate(NamedTuple):
 
 
 def recognise(
-    entries: Iterable[Entry],
-    uri_of: Callable[[str], str],
-    left_out: LeftOut,
-    *,
-    sniffing: bool,
-    alone: bool = False,
-    imageless: list[str],
+    source: Source, left_out: LeftOut, *, sniffing: bool, imageless: list[str]
 ) -> Iterator[tuple[Entry, FileKind]]:
-    """Yield the images and shards among `entries`, in order, and count the others in `left_out`.
+    """Yield the images and shards of an input, in order, and count other files in `left_out`.
 
     A Parquet file is a shard if its footer names a column of images; the URI of the first one
-    without is added to `imageless`. An input that is one Parquet file (`alone`) is always a shard:
-    its reader explains what is wrong with it.
+    without is added to `imageless`. An input that is one Parquet file is always a shard: its reader
+    explains what is wrong with it.
 
     With `sniffing`, files without a known extension (`may_be_image`) are recognised by their first
     bytes. Without it a Parquet file `beside_tar` is metadata by its name, and a dead link with the
@@ -68,7 +60,7 @@ def recognise(
     if a storage other than a disk does not answer.
     """
     pool = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="sniff")
-    candidates = (_by_name(entry, uri_of, sniffing, alone) for entry in entries)
+    candidates = (_by_name(entry, source, sniffing) for entry in source.entries)
     try:
         for batch in _batches(candidates):
             kinds = pool.map(
@@ -81,13 +73,13 @@ def recognise(
                 else:
                     left_out.add_file(readable_name(entry.name))
                     if shard_kind(entry.name) and not imageless:
-                        imageless.append(uri_of(entry.name))
+                        imageless.append(source.uri_of(entry.name))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: bool) -> _Candidate:
-    uri, readable = uri_of(entry.name), entry.etag != UNREADABLE
+def _by_name(entry: Entry, source: Source, sniffing: bool) -> _Candidate:
+    uri, readable = source.uri_of(entry.name), entry.etag != UNREADABLE
     name = plain_name(uri)
     if name.endswith("/") or is_image(name):
         return _Candidate(entry, "image")
@@ -95,11 +87,11 @@ def _by_name(entry: Entry, uri_of: Callable[[str], str], sniffing: bool, alone: 
         if sniffing and not readable and is_local(uri) and is_dead_link(uri):
             return _Candidate(entry, "image")  # becomes a reject; as a shard it would always fail
         if entry.beside_tar:
-            inspect = partial(_inspect_beside_tar, uri) if sniffing and readable else None
+            inspect = partial(_inspect_parquet, uri, None) if sniffing and readable else None
             return _Candidate(entry, None, inspect)
-        if kind != "parquet" or alone or not readable:
+        if kind != "parquet" or source.alone or not readable:
             return _Candidate(entry, kind)
-        return _Candidate(entry, None, partial(_inspect_parquet, uri))
+        return _Candidate(entry, None, partial(_inspect_parquet, uri, "parquet"))
     if not sniffing or not may_be_image(name):
         return _Candidate(entry, None)
     if not readable or not entry.size:
@@ -126,28 +118,23 @@ def _batches(candidates: Iterable[_Candidate]) -> Iterator[list[_Candidate]]:
         yield batch
 
 
-def _inspect_parquet(uri: str) -> FileKind | None:
-    """Return "parquet" if a file has a column of images, or if only its reader can explain it."""
+def _inspect_parquet(uri: str, doubtful: FileKind | None) -> FileKind | None:
+    """Return "parquet" if a file has a column of images, and None if it has none or was deleted.
+
+    Returns `doubtful` if it is damaged or may not be read: "parquet" where its reader is to explain
+    this, None beside a tar, where the file is then metadata.
+    """
     try:
         schema = schema_of(uri)
+    except MissingError:
+        return None
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        if is_local(uri) or is_denied(error.__cause__):
-            return "parquet"
+        if is_local(uri) or (doubtful and is_denied(error.__cause__)):
+            return doubtful
         raise
-    return "parquet" if schema is None or has_bytes(schema) else None
-
-
-def _inspect_beside_tar(uri: str) -> FileKind | None:
-    """Return "parquet" if a file beside a tar has a column of images; otherwise it is metadata."""
-    try:
-        schema = schema_of(uri)
-    except StorageError as error:
-        if is_local(uri) or isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    return "parquet" if schema is not None and has_bytes(schema) else None
+    if schema is None:
+        return doubtful
+    return "parquet" if has_bytes(schema) else None
 
 
 def _inspect_disk_file(path: str) -> FileKind | None:
@@ -166,39 +153,17 @@ def _inspect_object(uri: str) -> FileKind | None:
     """Return "image" if a file of another storage begins like one; None if it was deleted."""
     try:
         return "image" if is_image_start(read_head(uri)) else None
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    except MissingError:
+        return None
 
 
 def read_head(uri: str) -> bytes:
     """Read the first bytes of a file with one request; `StorageError` if the storage fails."""
     fs, path = filesystem(uri)
     with storage_errors(f"read '{uri}'"):
-        return get_head(fs, path, START_BYTES) if is_bucket(fs) else read_start(uri, START_BYTES)
-
-
-def mark_beside_tars(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Set `beside_tar` of each `x.parquet` that has an `x.tar` beside it in the sorted `entries`.
-
-    The order changes: a Parquet file comes after all names that its tar may have, but before the
-    files of a folder `x`.
-    """
-    waiting: Entry | None = None
-    for entry in chain(entries, (None,)):
-        if waiting and entry:
-            stem = shard_stem(waiting.name)
-            if shard_kind(entry.name) == "tar" and shard_stem(entry.name) == stem:
-                waiting = waiting._replace(beside_tar=True)
-            elif entry.name > f"{stem}/":
-                yield waiting
-                waiting = None
-        is_parquet = entry is not None and shard_kind(entry.name) == "parquet"
-        if waiting and (entry is None or is_parquet):
-            yield waiting
-            waiting = None
-        if is_parquet:
-            waiting = entry
-        elif entry:
-            yield entry
+        if is_bucket(fs):
+            return get_head(fs, path, START_BYTES)
+        if is_web(uri):  # a server without ranges would send the whole file
+            with fs.open(path, "rb", block_size=0) as stream:
+                return bytes(stream.read(START_BYTES))
+        return bytes(fs.cat_file(path, start=0, end=START_BYTES))[:START_BYTES]

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 
 from fsspec.asyn import sync
 
+from pipeline.storage.objects import object_info
+
 _MAX_TRIED = 8  # objects in the folder of an object that is denied
 
 
 class Fetched(NamedTuple):
-    """An object's bytes, and their size and `ETag` as `object_info` takes them."""
+    """A file's bytes and etag, or why it cannot be read; no etag if the storage gives none."""
 
     content: bytes
-    details: dict[str, Any]
+    etag: str = ""
+    why_not: str = ""
 
 
 def is_bucket(fs: Any) -> bool:
@@ -104,7 +107,8 @@ async def _get(fs: Any, bucket: str, key: str, **more: str) -> Fetched:
         try:
             async with answer["Body"] as body:
                 content = bytes(await body.read())
-            return Fetched(content, {"size": len(content), "ETag": answer.get("ETag")})
+            details = {"size": len(content), "ETag": answer.get("ETag")}
+            return Fetched(content, object_info(details).etag)
         except S3_RETRYABLE_ERRORS:
             if tried >= fs.retries:
                 raise

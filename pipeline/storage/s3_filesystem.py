@@ -61,34 +61,31 @@ class ExplainedS3(S3FileSystem):  # type: ignore[misc]
         except OSError as error:
             if not (method.startswith("head_") and is_bare_refusal(error)):
                 raise
-            reason, page = await self._repeat_as_get(kwargs)
-            if reason:
-                raise reason from reason.__cause__
+            page = await self._repeat_as_get(kwargs)
             if page is None:
                 raise
             return page  # HeadBucket takes no RequestPayer: a bucket that can be listed exists
 
-    async def _repeat_as_get(self, request: dict[str, Any]) -> tuple[OSError | None, Any]:
+    async def _repeat_as_get(self, request: dict[str, Any]) -> Any:
         """Repeat a HEAD `request` as a GET of one byte, or of one name of a bucket.
 
-        Returns the error if it has a reason, and the page of a bucket that can be listed.
+        Raises the error if it has a reason. Returns the page of a bucket that can be listed, else
+        None.
         """
         names = {name: request[name] for name in ("Bucket", "Key", "VersionId") if name in request}
         try:
             if "Key" not in request:
-                return None, await super()._call_s3("list_objects_v2", **names, MaxKeys=1)
+                return await super()._call_s3("list_objects_v2", **names, MaxKeys=1)
             answer = await super()._call_s3("get_object", **names, Range="bytes=0-0")
             answer["Body"].close()
         except FileNotFoundError:
             pass
         except OSError as error:
-            has_reason = error_code(error) not in (
-                "",
-                "InvalidRange",
-            )  # an empty object has no first byte
+            # An empty object has no first byte.
+            has_reason = error_code(error) not in ("", "InvalidRange")
             if has_reason and not is_bare_refusal(error):
-                return error, None
-        return None, None
+                raise
+        return None
 
 
 class KeyedS3(ExplainedS3):

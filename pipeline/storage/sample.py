@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import StorageError
@@ -48,10 +47,6 @@ class Sample:
     reject: str = ""
     detail: str = ""
     fields: str = ""
-
-    def with_key(self, key: str, fields: str) -> Sample:
-        """Return a copy with this key and these fields."""
-        return replace(self, key=key, fields=fields)
 
     def __post_init__(self) -> None:
         if isinstance(self.key, ShortenedKey) and not self.reject:
@@ -103,26 +98,20 @@ def unreadable(key: str, uri: str, why: str) -> Sample:
     return Sample(key, uri, b"", "unreadable", f"cannot be read: {why}")
 
 
-@contextmanager
-def shard_errors(
-    uri: str, damage: tuple[type[Exception], ...]
-) -> Iterator[Callable[[Iterable[Sample]], Iterator[Sample]]]:
-    """Turn each of the errors `damage` into a `StorageError` that names the shard at `uri`.
+def report_damage(
+    samples: Iterable[Sample], uri: str, damage: tuple[type[Exception], ...]
+) -> Iterator[Sample]:
+    """Yield the samples of the shard at `uri`, and turn errors into a `StorageError` with its name.
 
-    The message has the number of samples that were read before it: of those that passed through
-    the function that is yielded. Other errors are turned as `storage_errors` does.
+    Of each of the errors `damage` the message has the number of samples before it. Other errors are
+    turned as `storage_errors` does.
     """
     count = 0
-
-    def counted(samples: Iterable[Sample]) -> Iterator[Sample]:
-        nonlocal count
-        for sample in samples:
-            count += 1
-            yield sample
-
     with storage_errors(f"read '{uri}'"):
         try:
-            yield counted
+            for sample in samples:
+                count += 1
+                yield sample
         except damage as error:
             raise StorageError(
                 f"the shard '{uri}' is damaged after {count} samples ({one_line(error)}); replace "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, cast
 
-from pipeline.errors import StorageError
+from pipeline.errors import MissingError, StorageError
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import file_entry
 from pipeline.storage.objects import UNREADABLE
@@ -19,9 +19,10 @@ from pipeline.storage.readers.archive_members import Member, samples_of
 from pipeline.storage.readers.decompression import SIGNATURE_BYTES, packing_of
 from pipeline.storage.readers.dispatch import read_samples
 from pipeline.storage.readers.parquet import count_rows
-from pipeline.storage.readers.tar import DAMAGE, BoundedSource, StrictTarInfo, member_of
+from pipeline.storage.readers.tar import DAMAGE, BoundedSource, StrictTarInfo, members_of
 from pipeline.storage.readers.zip import read_zip
-from pipeline.storage.sample import Sample
+from pipeline.storage.readers.zip_entries import ZipDamageError
+from pipeline.storage.sample import Sample, report_damage
 from pipeline.storage.shards import Shard, list_shards
 from pipeline.storage.uris import is_local, storage_errors
 
@@ -50,23 +51,23 @@ def count_samples(
         if shard.kind == "parquet":
             rows = count_rows(shard, options)
             return rows if at_most is None else min(rows, at_most)
-        for _ in itertools.islice(_samples(shard, options, left_out), at_most):
+        for _ in islice(_samples(shard, options, left_out), at_most):
             count += 1
     except StorageError:
-        try:
+        with suppress(MissingError):
             file_entry(shard.uri)
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
     return count
 
 
 def _samples(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[Sample]:
     """Yield the samples of an archive, without their contents if these need not be read."""
     if shard.kind == "zip":
-        return read_zip(shard, options, left_out, content=False)
+        samples = read_zip(shard, options, left_out, content=False)
+        return report_damage(samples, shard.uri, (ZipDamageError,))
     if is_local(shard.uri) and not _is_packed(shard):
-        return samples_of(_members(shard), shard.source, options, left_out)
+        members = _members_on_disk(shard)
+        samples = samples_of(members, shard.source, options, left_out, content=False)
+        return report_damage(samples, shard.uri, DAMAGE)
     return read_samples(shard, None, options, left_out)
 
 
@@ -92,23 +93,12 @@ class _Seekable(BoundedSource):
         return int(self._stream.tell())
 
 
-def _members(shard: Shard) -> Iterator[Member]:
-    """Yield the members of a tar on a disk; at most their first bytes are read."""
-    with storage_errors(f"read '{shard.uri}'"), Path(shard.uri).open("rb") as raw:
-        try:
-            source = cast(Any, _Seekable(raw))
-            with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
-                for info in archive:
-                    if not info.isdir():
-                        yield _without_content(member_of(archive, info))
-                    cast(Any, archive).members.clear()  # `tarfile` would keep all of them
-        except DAMAGE as error:
-            raise StorageError(f"the shard '{shard.uri}' is damaged") from error
-
-
-def _without_content(member: Member) -> Member:
-    read = member.read
-    return replace(member, read=lambda size: read(size) if size is not None else b"")
+def _members_on_disk(shard: Shard) -> Iterator[Member]:
+    """Yield the members of a tar that is not compressed, seeking from header to header."""
+    with Path(shard.uri).open("rb") as raw:
+        source = cast(Any, _Seekable(raw))
+        with tarfile.open(fileobj=source, mode="r:", tarinfo=StrictTarInfo) as archive:
+            yield from members_of(archive)
 
 
 _OPTIONS = ReadOptions(image_field=ONE_IMAGE)

@@ -34,15 +34,6 @@ def open_seekable(uri: str, block_size: int | None = None) -> Iterator[Any]:
         yield file
 
 
-def read_start(uri: str, length: int) -> bytes:
-    """Read the first `length` bytes of a file, without fetching more from a web server."""
-    fs, path = filesystem(uri)
-    if not is_web(uri):
-        return bytes(fs.cat_file(path, start=0, end=length))[:length]
-    with fs.open(path, "rb", block_size=0) as stream:
-        return bytes(stream.read(length))
-
-
 def _gives_ranges(fs: Any, path: str) -> bool:
     """Return whether the web server supports ranges of this file and reports its size."""
 

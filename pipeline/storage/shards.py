@@ -173,15 +173,7 @@ def _shards_of(
 ) -> Iterator[Shard]:
     images: list[Entry] = []
     slices = 0
-    recognised = recognise(
-        source.entries,
-        source.uri_of,
-        left_out,
-        sniffing=options.sniff,
-        alone=source.alone,
-        imageless=imageless,
-    )
-    for entry, kind in recognised:
+    for entry, kind in recognise(source, left_out, sniffing=options.sniff, imageless=imageless):
         if kind == "image":
             images.append(entry)
         else:

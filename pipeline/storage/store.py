@@ -8,20 +8,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.objects import (
     ObjectInfo,
-    files_below,
     local_info,
     object_info,
-    objects_below,
-    objects_of_bucket,
 )
-from pipeline.storage.s3 import is_bucket
+from pipeline.storage.s3 import bucket_and_prefix, is_bucket, listing_pages
 from pipeline.storage.uris import (
     canonical_uri,
     filesystem,
@@ -168,13 +165,8 @@ class Store:
         else:
             self.fs.pipe_file(self.path(name), content, **mode)
 
-    def get(self, name: str) -> bytes:
-        """Read a whole object."""
-        with storage_errors(f"read '{self.uri(name)}'"):
-            return bytes(self.fs.cat_file(self.path(name)))
-
-    def get_range(self, name: str, start: int, end: int) -> bytes:
-        """Read the bytes of an object from `start` up to `end`, exclusive."""
+    def get(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Read a whole object, or its bytes from `start` up to `end`, exclusive."""
         with storage_errors(f"read '{self.uri(name)}'"):
             return bytes(self.fs.cat_file(self.path(name), start=start, end=end))
 
@@ -236,11 +228,11 @@ class Store:
         folder, _, last = prefix.rpartition("/")
         above = f"{folder}/" if folder else ""
         if is_local_filesystem(self.fs):
-            items = files_below(self.path(folder), above, prefix, detail=detail)
+            items = _files_below(self.path(folder), above, prefix, detail=detail)
         elif is_bucket(self.fs):
-            items = objects_of_bucket(self.fs, self.path(folder), above, last)
+            items = _objects_of_bucket(self.fs, self.path(folder), above, last)
         else:
-            items = objects_below(self.fs, self.path(folder), above)
+            items = _objects_below(self.fs, self.path(folder), above)
         return (item for item in items if item[0].startswith(prefix) and not is_temporary(item[0]))
 
     def remove(self, name: str) -> None:
@@ -250,6 +242,55 @@ class Store:
                 self.fs.rm_file(self.path(name))
             except FileNotFoundError:
                 return
+
+
+def _files_below(
+    folder: str, above: str, prefix: str, *, detail: bool
+) -> Iterator[tuple[str, ObjectInfo | None]]:
+    """Yield the files below `folder` of a disk whose names start with `prefix`, at any depth.
+
+    `above` is put in front of each name before it is compared. The second item is None without
+    `detail`. A missing folder holds no files. Links to folders are not followed.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as children:
+        for child in children:
+            name = above + child.name
+            if not child.is_dir():
+                if name.startswith(prefix):
+                    # A concurrent run may delete the file; then it is not listed.
+                    with suppress(FileNotFoundError):
+                        yield name, local_info(child.stat()) if detail else None
+            elif not child.is_symlink():
+                yield from _files_below(child.path, f"{name}/", prefix, detail=detail)
+
+
+def _objects_of_bucket(
+    fs: Any, folder: str, above: str, start: str
+) -> Iterator[tuple[str, ObjectInfo]]:
+    """Yield the objects below `folder` of S3 whose names start with `start`.
+
+    `above` is put in front of each name. Reads pages of a thousand objects: `fs.find` would hold
+    1 kB for each of a million parts.
+    """
+    bucket, prefix = bucket_and_prefix(fs, folder)
+    with suppress(FileNotFoundError):  # no such bucket
+        for page in listing_pages(fs, bucket, prefix + start):
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):  # the "folder markers" of some programs
+                    yield above + item["Key"][len(prefix) :], object_info(item)
+
+
+def _objects_below(fs: Any, folder: str, above: str) -> Iterator[tuple[str, ObjectInfo]]:
+    """Yield the objects below `folder` of another storage, at any depth.
+
+    `above` is put in front of each name.
+    """
+    try:
+        listing = fs.find(folder, detail=True)
+    except FileNotFoundError:
+        return
+    for path, details in listing.items():
+        yield above + str(path)[len(folder) + 1 :], object_info(details)
 
 
 def is_temporary(name: str) -> bool:

@@ -27,6 +27,7 @@ from pipeline.errors import (
     AccessError,
     CredentialsExpiredError,
     InputError,
+    MissingError,
     PipelineError,
     StorageError,
 )
@@ -175,15 +176,15 @@ def is_local_filesystem(fs: Any) -> bool:
 def storage_errors(action: str) -> Iterator[None]:
     """Turn every failure of a file system into a `StorageError`: "cannot <action>: <why>".
 
-    Raises `AccessError` if credentials are missing or wrong, or rights are missing, and
-    `CredentialsExpiredError` if they have expired.
+    Raises `MissingError` if nothing is there, `AccessError` if credentials are missing or wrong, or
+    rights are missing, and `CredentialsExpiredError` if they have expired.
     """
     try:
         yield
     except FileNotFoundError as error:
         if web := _web_error(action, error.__cause__):
             raise web from error.__cause__
-        raise StorageError(f"cannot {action}: not found") from error
+        raise MissingError(f"cannot {action}: not found") from error
     except PermissionError as error:
         raise _access_error(action, wrong_credentials(error) or _denied(error), error) from error
     except NotImplementedError as error:
@@ -265,12 +266,8 @@ def check_credentials(uri: str) -> None:
         return
     try:
         fs.info(path)
-        return
-    except FileNotFoundError:
-        return
     except _request_errors(OSError, RuntimeError) as error:
-        why = wrong_credentials(error)
-        if why:
+        if why := wrong_credentials(error):
             raise _access_error(f"open '{uri}'", why, error) from error
 
 
@@ -280,7 +277,7 @@ def read_file(uri: str, at_most: int = -1) -> bytes:
     A `?versionId=` behind the key of an S3 object selects a version.
 
     Raises the `InputError` of `canonical_uri` and `filesystem`, and `StorageError` if the file
-    cannot be read, caused by `FileNotFoundError` if it does not exist.
+    cannot be read, `MissingError` if it does not exist.
     """
     whole = canonical_uri(uri)
     fs, path = filesystem(whole, versions=True)

@@ -1,69 +1,29 @@
 """Table of latents: schema, part files, manifests, writing and reading."""
 
-from pipeline.table.card import card_text, is_card_current, kept_readme, write_card
-from pipeline.table.cleanup import Orphans
-from pipeline.table.forgetting.forgotten import check_finished
-from pipeline.table.initial_codes import (
-    InitialCodes,
-    check_condition,
-    initial_codes_schema,
-    open_initial_table,
-)
-from pipeline.table.part_index import PartIndex
+from pipeline.table.initial_codes import InitialCodes, open_initial_table
 from pipeline.table.parts import PartRecord
-from pipeline.table.reader import Table, UnknownImageError, as_array, as_python, open_table
-from pipeline.table.resume import ShardState
+from pipeline.table.reader import Table, open_table
 from pipeline.table.runs import RunRecord
-from pipeline.table.schema import (
-    SCHEMA_VERSION,
-    Columns,
-    check_kept,
-    image_id,
-    latents_table,
-    rejects_table,
-)
-from pipeline.table.shard_index import INDEXED_AT_ONCE, table_stats
+from pipeline.table.schema import Columns, image_id
 from pipeline.table.shard_records import ShardRecord
-from pipeline.table.spec import SPEC_NAME, TABLE_OUTPUT, TableSpec, check_existing
-from pipeline.table.stats import Counts, MetricSums, Stats
+from pipeline.table.spec import SPEC_NAME, TABLE_OUTPUT, TableSpec
+from pipeline.table.stats import Counts
 from pipeline.table.writer import TableWriter, open_for_writing
 
 __all__ = [
-    "INDEXED_AT_ONCE",
-    "SCHEMA_VERSION",
     "SPEC_NAME",
     "TABLE_OUTPUT",
     "Columns",
     "Counts",
     "InitialCodes",
-    "MetricSums",
-    "Orphans",
-    "PartIndex",
     "PartRecord",
     "RunRecord",
     "ShardRecord",
-    "ShardState",
-    "Stats",
     "Table",
     "TableSpec",
     "TableWriter",
-    "UnknownImageError",
-    "as_array",
-    "as_python",
-    "card_text",
-    "check_condition",
-    "check_existing",
-    "check_finished",
-    "check_kept",
     "image_id",
-    "initial_codes_schema",
-    "is_card_current",
-    "kept_readme",
-    "latents_table",
     "open_for_writing",
     "open_initial_table",
     "open_table",
-    "rejects_table",
-    "table_stats",
-    "write_card",
 ]

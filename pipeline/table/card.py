@@ -92,40 +92,30 @@ The method of the codes, and the software that made this table:
 """
 
 
-def write_card(
-    table: Table, stats: Stats | None = None, listed: LeftOut | None = None
-) -> str | None:
-    """Write the card into the table and return its text. The same table gives the same card.
+def write_card(table: Table, stats: Stats | None = None, listed: LeftOut | None = None) -> str:
+    """Write the card into the table. The same table gives the same card.
 
-    Return None, and write nothing, if the table has a README.md that is not an unedited card.
-    `stats` are the table's counts and metric sums, read from its index by default. `listed` are the
-    files that the listing of the input passed over, by default those of the latest complete run. No
-    rows are read.
+    Write nothing, and return why, if the table has a README.md that is not an unedited card;
+    otherwise return "". `stats` are the table's counts and metric sums, read from its index by
+    default. `listed` are the files that the listing of the input passed over, by default those of
+    the latest complete run. No rows are read.
     """
     if has_other_readme(table.store):
-        return None
-    text = card_text(table, stats, listed)
-    table.store.put(CARD_NAME, text.encode())
-    return text
-
-
-def kept_readme(table: Table) -> str:
-    """Return the message for a README.md that `write_card` did not replace."""
-    return (
-        f"'{table.store.uri(CARD_NAME)}' is not the card that this job writes, or was edited: it "
-        "stays as it is, and the table has no new card (to get one, rename that file and run again)"
-    )
+        return (
+            f"'{table.store.uri(CARD_NAME)}' is not the card that this job writes, or was edited: "
+            "it stays as it is, and the table has no new card (to get one, rename that file and "
+            "run again)"
+        )
+    table.store.put(CARD_NAME, card_text(table, stats, listed).encode())
+    return ""
 
 
 def has_other_readme(store: Store) -> bool:
     """Return whether the table has a README.md that is not the card, or was edited."""
-    return store.exists(CARD_NAME) and not is_card(store.get(CARD_NAME))
-
-
-def is_card(content: bytes) -> bool:
-    """Return whether this is an unedited card of this or an earlier version of `write_card`."""
-    text = content.decode(errors="replace")
-    return _is_signed(text) or _is_earlier_card(text)
+    if not store.exists(CARD_NAME):
+        return False
+    text = store.get(CARD_NAME).decode(errors="replace")
+    return not (_is_signed(text) or _is_earlier_card(text))
 
 
 def _is_signed(text: str) -> bool:
@@ -141,7 +131,7 @@ def _is_earlier_card(text: str) -> bool:
 
 
 def signed(text: str) -> str:
-    """Return a card with its signature, by which `is_card` knows it."""
+    """Return a card with its signature, by which later runs know it."""
     return text + _signature(text)
 
 

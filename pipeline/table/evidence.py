@@ -20,25 +20,23 @@ from pipeline.storage.patterns import has_braces, has_glob
 from pipeline.table.forgetting.forgotten import FORGOTTEN
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.shard_records import ShardRecord
-from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, TableSpec, read_json, to_json
+from pipeline.table.spec import (
+    EARLIER_VALUES,
+    SPEC_NAME,
+    TableSpec,
+    config_name,
+    read_json,
+    to_json,
+)
 
-# Settings that the config repeats, and the name there.
-_REPEATED = {
-    "columns.aligned_jpeg": "keep_crops",
-    "columns.all_steps": "keep_steps",
-    "columns.identity": "keep_identity",
-    "columns.reconstruction_jpeg": "keep_reconstructions",
-    "columns.w_plus_dtype": "latent_dtype",
-    "layout.files_per_shard": "files_per_shard",
-    "layout.image_column": "image_column",
-    "layout.image_field": "image_field",
-    "layout.limit": "limit",
-    "layout.sniff": "sniff",
-    "settings.best_step_by": "best_step_by",
-    "settings.identity_steps": "identity_steps",
-    "settings.precision": "precision",
-    "settings.alignment.faces": "faces",
-}
+# Settings that the config repeats, under the names of their flags.
+_REPEATED = (
+    *("columns.aligned_jpeg", "columns.all_steps", "columns.identity"),
+    *("columns.reconstruction_jpeg", "columns.w_plus_dtype", "layout.files_per_shard"),
+    *("layout.image_column", "layout.image_field", "layout.limit", "layout.sniff"),
+    *("settings.best_step_by", "settings.identity_steps", "settings.precision"),
+    "settings.alignment.faces",
+)
 _MODEL_FIELDS = ("name", "domain", "source", "licence")
 _SHORTENED = re.compile(r"~[0-9a-f]{64}\Z")  # end of a source URI that was cut to the limit
 
@@ -63,7 +61,8 @@ def check_spec(store: Store, spec: TableSpec, *, weights: bool) -> None:
         spec.columns.w_plus_dtype in ("float16", "float32"),
         f"{SPEC_NAME}: w_plus_dtype is '{spec.columns.w_plus_dtype}', neither float16 nor float32",
     )
-    for path, name in _REPEATED.items():
+    for path in _REPEATED:
+        name = config_name(path)
         given = spec.config.get(name)
         # Codes that were imported without images have no file types to detect.
         if given is not None and (path != "layout.sniff" or _has_images(spec)):
@@ -195,27 +194,17 @@ def check_footer(
     expect(stored == metrics, f"'{name}' was measured with other metrics than {SPEC_NAME} says")
 
 
-def check_inputs(spec: TableSpec, outside: str | None) -> None:
-    """Raise `TableError` if a shard came from the URI `outside` the table's input.
-
-    Three kinds of input are not checked: a list, which may name any URI; a pattern, whose matches
-    are not stored; a name that is not UTF-8, which the layout stores in an escaped form.
-    """
-    place = str(spec.layout.get("input"))
-    named = has_glob(place) or has_braces(place) or is_list(plain_name(place))
-    expect(
-        outside is None or named or "\\udc" in place,
-        f"a shard came from '{outside}', which is not in the table's input '{place}'",
-    )
-
-
 def is_in_input(spec: TableSpec, uri: str) -> bool:
-    """Return whether a shard at `uri` lies in the input of the table, judging by its name.
+    """Return whether a shard at `uri` may lie in the input of the table, judging by its name.
 
-    If the input is one image, the URI of its shard is the folder of the image.
+    If the input is one image, the URI of its shard is the folder of the image. Any shard may be of
+    a list, which may name any URI; of a pattern, whose matches are not stored; of a name that is
+    not UTF-8, which the layout stores in an escaped form.
     """
     place, uri = spec.layout.get("input"), printable(uri)
     if not isinstance(place, str):
         return True
     folder = plain_name(place).rpartition("/")[0] or "/"
-    return uri in (place, folder) or uri.startswith(f"{place.rstrip('/')}/")
+    if uri in (place, folder) or uri.startswith(f"{place.rstrip('/')}/"):
+        return True
+    return has_glob(place) or has_braces(place) or is_list(plain_name(place)) or "\\udc" in place

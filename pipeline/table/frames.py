@@ -40,11 +40,7 @@ def arrow_frames(frames: Mapping[str, Any]) -> dict[str, pa.Table]:
 
 
 def _to_arrow(name: str, frame: Any) -> pa.Table:
-    if isinstance(frame, pa.Table):
-        return frame
     try:
-        if isinstance(frame, pa.RecordBatch):
-            return pa.Table.from_batches([frame])
         if type(frame).__module__.split(".")[0] == "pandas":
             is_named = any(level is not None for level in frame.index.names)
             return pa.Table.from_pandas(frame, preserve_index=is_named)

@@ -6,24 +6,22 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import closing
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, InputError, RequestError, TableError
-from pipeline.storage import Shard, one_line
+from pipeline.errors import ConfigError, InputError, TableError
+from pipeline.storage import Shard
 from pipeline.table.parts import LATENTS, part_name
 from pipeline.table.queries import connect, create_view
 from pipeline.table.reader import Table, open_table
-from pipeline.table.schema import STYLE_DIM, codes_array
+from pipeline.table.schema import code_type, codes_array
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.statements import condition
 
 
 def initial_codes_schema(n_styles: int) -> pa.Schema:
     """Return the schema of the initial codes of a part: `image_id` and `w_plus`, float32."""
-    code = pa.list_(pa.list_(pa.float32(), STYLE_DIM), n_styles)
-    return pa.schema([("image_id", pa.string()), ("w_plus", code)])
+    return pa.schema([("image_id", pa.string()), ("w_plus", code_type(pa.float32(), n_styles))])
 
 
 def open_initial_table(uri: str) -> Table:
@@ -49,9 +47,8 @@ class InitialCodes:
         """Raise `TableError` unless the shard is committed in its present state."""
         self.table = open_table(uri)
         record = self._checked_shard(uri, shard)
-        self.n_styles = self.table.spec.columns.n_styles
-        self._files: dict[str, str] = {}  # image_id -> name of its file
-        self._faces: dict[str, list[str]] = defaultdict(list)  # key -> image_ids
+        # Key -> image ids with the names of their files.
+        self._faces: dict[str, list[tuple[str, str]]] = defaultdict(list)
         names = [part_name(LATENTS, record.shard, part.part) for part in record.parts]
         self._choose(names, where or "true")
 
@@ -83,14 +80,10 @@ class InitialCodes:
         with closing(files), closing(connection):
             for name in names:
                 create_view(connection, LATENTS, files, [name], columns.latents_schema())
-                try:
+                with files.failure_named(f"where {where!r}"):
                     rows = connection.execute(query).fetchall()
-                except duckdb.Error as error:
-                    files.raise_failure()
-                    raise RequestError(f"where {where!r} failed: {one_line(error)}") from error
                 for image, key in rows:
-                    self._files[image] = name
-                    self._faces[key].append(image)
+                    self._faces[key].append((image, name))
 
     @property
     def keys(self) -> Collection[str]:
@@ -99,13 +92,14 @@ class InitialCodes:
 
     def of(self, keys: Sequence[str]) -> pa.Table:
         """Return the codes of all selected faces of the samples `keys` (`initial_codes_schema`)."""
-        ids = [image for key in keys for image in self._faces.get(key, ())]
+        faces = [face for key in keys for face in self._faces.get(key, ())]
         images_by_file: dict[str, set[str]] = defaultdict(set)
-        for image in ids:
-            images_by_file[self._files[image]].add(image)
+        for image, name in faces:
+            images_by_file[name].add(image)
         codes_by_id: dict[str, np.ndarray] = {}
         for name, images in images_by_file.items():
             codes_by_id |= self.table.codes_in(name, images)
-        schema = initial_codes_schema(self.n_styles)
+        ids = [image for image, _ in faces]
+        schema = initial_codes_schema(self.table.spec.columns.n_styles)
         codes = codes_array([codes_by_id[image][None] for image in ids], schema.types[1])
         return pa.Table.from_arrays([pa.array(ids, pa.string()), codes], schema=schema)

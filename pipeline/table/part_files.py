@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 
 from pipeline.storage import ObjectInfo, Store, is_local
-from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_name
+from pipeline.table.parts import LATENTS, REJECTS, parse_part_name, part_names
 from pipeline.table.shard_index import CommittedShards
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 
@@ -33,9 +33,8 @@ def list_names(store: Store, shard_id: str, parts: int) -> set[str]:
     """
     if not is_local(store.root):
         return set(files_of(store, shard_id))
-    kinds = (LATENTS, REJECTS)
-    names = (part_name(kind, shard_id, part) for kind in kinds for part in range(parts + 1))
-    return {name for name in names if store.exists(name)}
+    names = (name for part in range(parts + 1) for name in part_names(shard_id, part))
+    return set(filter(store.exists, names))
 
 
 def infos_of(store: Store, shard_ids: Sequence[str]) -> list[dict[str, ObjectInfo]]:
@@ -106,11 +105,10 @@ def _shard_of(name: str) -> str | None:
 
 
 class PartFiles:
-    """Part files of many shards; each shard may be looked up once.
+    """Part files of many uncommitted shards; each shard may be looked up once.
 
     An object store lists by prefix: one or two requests per shard, none if the table has no parts.
-    A disk lists whole folders: once, keeping the files of uncommitted shards in memory. Files of a
-    committed shard are looked up by the part numbers of its manifest.
+    A disk lists whole folders: once, keeping the files of uncommitted shards in memory.
     """
 
     def __init__(self, store: Store, committed: CommittedShards) -> None:
@@ -124,15 +122,6 @@ class PartFiles:
         """Return the files of all parts of an uncommitted shard."""
         if self._on_disk:
             return self._listed().pop(shard_id, {})
-        return self._by_prefix(shard_id)
-
-    def of_committed(self, record: ShardRecord) -> Files:
-        """Return the files of a committed shard; on a disk without etags."""
-        if not self._on_disk:
-            return self._by_prefix(record.shard)
-        return dict.fromkeys(list_names(self.store, record.shard, record.n_parts), "")
-
-    def _by_prefix(self, shard_id: str) -> Files:
         if not self._any:
             return {}
         # Without rejects there are no latents: rejects are written first and removed last.

@@ -52,7 +52,7 @@ RowKey = tuple[str, str, str]
 
 def write_part_index(store: Store, parts: Iterable[PartRecord]) -> str:
     """Write one file of the part index; return its name."""
-    return write_rows(store, _FOLDER, [part.to_dict() for part in parts], _SCHEMA)
+    return write_rows(store, _FOLDER, [vars(part) for part in parts], _SCHEMA)
 
 
 def indexed_parts(store: Store) -> Iterator[PartRecord]:
@@ -91,8 +91,9 @@ def _footer_counts(store: Store, name: str) -> Counts:
         metadata = read_metadata(store, name)
     except PipelineError:
         return Counts()
-    counts: dict[str, Any] = {name: int(metadata.get(name) or 0) for name in COUNTS}
-    return Counts(**counts)
+    counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
+    is_whole = all(type(count) is int for count in counts.values())
+    return Counts(**counts) if is_whole else Counts()
 
 
 class IndexedParts:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +29,6 @@ _PREFIX = "restyle."
 COUNTS = ("samples", "faces", "rejects")
 # 128 codes of 18 x 512 float16 are 2.3 MB: what reading one code costs, at little loss in footers.
 _ROW_GROUP_ROWS = 128
-# Bytes read from a file's end for its footer, as Arrow does; a longer footer takes a second read.
-_TAIL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,6 @@ class PartRecord:
         """Counts and metric sums of the part; `TableError` if `figures` is damaged."""
         return Stats.from_text(self.figures, self.counts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as `PartRecord(**fields)` takes them."""
-        return asdict(self)
-
     def has_counts_of(self, other: PartRecord) -> bool:
         """Return whether both hold as many samples, faces and rejects."""
         return self.counts == other.counts
@@ -107,6 +101,11 @@ class PartRecord:
 def part_name(kind: str, shard_id: str, part: int) -> str:
     """Return the name of a part's file; `kind` is `latents` or `rejects`."""
     return f"{kind}/{shard_id}-{part:05d}.parquet"
+
+
+def part_names(shard_id: str, part: int) -> tuple[str, str]:
+    """Return the names of a part's latents and rejects."""
+    return part_name(LATENTS, shard_id, part), part_name(REJECTS, shard_id, part)
 
 
 def parse_part_name(name: str) -> tuple[str, int] | None:
@@ -198,10 +197,11 @@ def _put_once(store: Store, name: str, content: bytes) -> bytes:
 def _stored_stats(store: Store, name: str, content: bytes, metadata: Mapping[str, Any]) -> Stats:
     """Return the stats of a stored latents file; `TableError` if other metadata differs."""
     try:
-        stored = decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
-        stats = Stats.from_figures(stored.pop("figures", None))
-    except (pa.ArrowException, OSError, TableError, TypeError, UnicodeDecodeError) as error:
+        stored = _metadata_in(content, name)
+        stats = stats_in(stored, name)
+    except TableError as error:
         raise _other_writer(store, name) from error
+    del stored["figures"]
     if stored != metadata:
         raise _other_writer(store, name)
     return stats
@@ -223,9 +223,10 @@ def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
     """
     try:
         metadata = read_metadata(store, key.name(LATENTS))
-        stats = Stats.from_figures(metadata.get("figures"))
-        of_rejects, rejects_sha256 = _read_rejects(store, key.name(REJECTS))
-    except (TableError, TypeError):
+        stats = stats_in(metadata, key.name(LATENTS))
+        content = store.get(key.name(REJECTS))  # a few KB
+        of_rejects = _metadata_in(content, key.name(REJECTS))
+    except TableError:
         return None
     counts: dict[str, Any] = {name: metadata.get(name) for name in COUNTS}
     if not all(type(count) is int for count in counts.values()):
@@ -237,26 +238,10 @@ def read_part_record(store: Store, key: PartKey) -> PartRecord | None:
         shard=key.shard,
         part=key.part,
         stamp=key.digest,
-        rejects_sha256=rejects_sha256,
+        rejects_sha256=hashlib.sha256(content).hexdigest(),
         figures=stats.figures_text(),
         **counts,
     )
-
-
-def _read_rejects(store: Store, name: str) -> tuple[dict[str, Any], str]:
-    """Return the metadata and the SHA-256 of a rejects file, which is a few KB."""
-    with store.open(name) as file, damage_reported(store.uri(name)):
-        digest = sha256_of(file)
-        footer = pq.read_metadata(pa.BufferReader(_tail(file)))
-        return decode_metadata(footer.metadata), digest
-
-
-def sha256_of(file: BinaryIO) -> str:
-    """Return the hex SHA-256 of an open file, read in large blocks: each is one request to S3."""
-    digest = hashlib.sha256()
-    while block := file.read(8 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def read_metadata(store: Store, name: str) -> dict[str, Any]:
@@ -270,7 +255,7 @@ def read_footer(store: Store, name: str) -> pq.FileMetaData:
     Raises `TableError` if it is damaged, and `StorageError` if it cannot be read.
     """
     with store.open(name) as file, damage_reported(store.uri(name)):
-        return pq.read_metadata(pa.BufferReader(_tail(file)))
+        return pq.read_metadata(file)
 
 
 @contextmanager
@@ -288,20 +273,6 @@ def damage_reported(name: str) -> Iterator[None]:
         raise TableError(f"'{name}' is damaged: {one_line(error)}") from error
 
 
-def _tail(file: BinaryIO) -> bytes:
-    """Read the end of a Parquet file, including the whole footer if there is one."""
-    size = file.seek(0, io.SEEK_END)
-    length = min(size, _TAIL_BYTES)
-    file.seek(size - length)
-    tail = file.read(length)
-    # The last eight bytes are the length of the footer and a magic number.
-    footer = int.from_bytes(tail[-8:-4], "little") + 8
-    if length < footer <= size and tail.endswith(b"PAR1"):
-        file.seek(size - footer)
-        tail = file.read(footer)
-    return tail
-
-
 def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:
     """Return the `restyle.` entries of a file's metadata; `TableError` if one is not JSON."""
     decoded = {}
@@ -312,6 +283,20 @@ def decode_metadata(pairs: Mapping[bytes, bytes] | None) -> dict[str, Any]:
             except (ValueError, RecursionError) as error:
                 raise TableError(f"the metadata {name!r} of a part is not JSON") from error
     return decoded
+
+
+def _metadata_in(content: bytes, name: str) -> dict[str, Any]:
+    """Return what `read_metadata` does, of a file that was read already."""
+    with damage_reported(name):
+        return decode_metadata(pq.read_metadata(pa.BufferReader(content)).metadata)
+
+
+def stats_in(metadata: Mapping[str, Any], name: str) -> Stats:
+    """Return what the rows of the latents file `name` add up to; `TableError` if it is damaged."""
+    try:
+        return Stats.from_figures(metadata.get("figures"))
+    except TypeError as error:
+        raise TableError(f"'{name}': {error}") from error
 
 
 def _encode(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:

@@ -30,8 +30,9 @@ import duckdb
 import pyarrow as pa
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.errors import StorageError, TableError
+from pipeline.errors import RequestError, StorageError, TableError
 from pipeline.storage import Store, is_local, one_line
+from pipeline.table.statements import QUERY_ERRORS
 
 _PROTOCOL = "restyle-table"
 # A query downloads nothing, and a mistyped table name is an error: by default DuckDB would look for
@@ -77,6 +78,18 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         failure, self._failure = self._failure, None
         if failure:
             raise failure
+
+    @contextmanager
+    def failure_named(self, query: str) -> Iterator[None]:
+        """Turn an error of DuckDB into a `RequestError`, or into the storage error behind it.
+
+        `query` names what failed.
+        """
+        try:
+            yield
+        except QUERY_ERRORS as error:
+            self.raise_failure()
+            raise RequestError(f"{query} failed: {one_line(error)}") from error
 
     def add(self, name: str) -> str:
         """Make a file of the store readable; return its path in DuckDB."""
@@ -133,7 +146,7 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
 
     def _fetch(self, name: str, start: int, end: int) -> bytes:
         with self._keep_failure():
-            content = self.store.get_range(name, start, end)
+            content = self.store.get(name, start, end)
         self.bytes_read += len(content)
         return content
 

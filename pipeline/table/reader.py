@@ -7,16 +7,15 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline.errors import RequestError, printable
 from pipeline.storage import Store, is_local, one_line
@@ -24,10 +23,10 @@ from pipeline.table.frames import arrow_frames
 from pipeline.table.parts import LATENTS, REJECTS, damage_reported, parse_part_name
 from pipeline.table.queries import TableFiles, connect, create_view
 from pipeline.table.runs import read_runs, runs_table
-from pipeline.table.schema import STYLE_DIM, rejects_schema
+from pipeline.table.schema import STYLE_DIM, codes_of, rejects_schema
 from pipeline.table.shard_records import ShardRecord, manifest_ids, read_shard_record
 from pipeline.table.spec import TableSpec, read_spec
-from pipeline.table.statements import QUERY_ERRORS, check_reads
+from pipeline.table.statements import check_reads
 from pipeline.table.verify import verify_table
 
 if TYPE_CHECKING:
@@ -110,18 +109,14 @@ class Table:
             tables["shards"] = self._shards_view
         if re.search(r"\bruns\b", query, re.IGNORECASE):
             tables["runs"] = self._runs_view
-        with database.cursor() as connection:
-            try:
-                check_reads(query, frames)
-                for name, table in tables.items():
-                    connection.register(name, table)
-                relation = connection.sql(query)
-                if relation is None:
-                    raise RequestError("the query failed: it returns no rows")
-                yield relation
-            except QUERY_ERRORS as error:
-                files.raise_failure()
-                raise RequestError(f"the query failed: {one_line(error)}") from error
+        with database.cursor() as connection, files.failure_named("the query"):
+            check_reads(query, frames)
+            for name, table in tables.items():
+                connection.register(name, table)
+            relation = connection.sql(query)
+            if relation is None:
+                raise RequestError("the query failed: it returns no rows")
+            yield relation
 
     def w_plus(self, ids: Sequence[str]) -> np.ndarray:
         """Return the codes of `ids` in their order: float32 [n, n_styles, 512].
@@ -222,10 +217,11 @@ class Table:
     @cached_property
     def _shards_view(self) -> pa.Table:
         """Return the rows of the view `shards`, for queries that name it: one read per shard."""
-        rows = [{**asdict(shard), "parts": len(shard.parts)} for shard in self.shards()]
-        return pa.Table.from_pylist(
-            [{name: row[name] for name in _SHARDS.names} for row in rows], schema=_SHARDS
-        )
+        rows = [
+            shard.to_row() | {"kind": shard.kind, "part_size": shard.part_size}
+            for shard in self.shards()
+        ]
+        return pa.Table.from_pylist(rows, schema=_SHARDS)
 
     @cached_property
     def _runs_view(self) -> pa.Table:
@@ -250,7 +246,7 @@ class Table:
                 rows = [row for row, image in enumerate(ids) if image in requested]
                 if rows:
                     column = parquet.read_row_group(group, ["w_plus"])["w_plus"].take(rows)
-                    values = as_array(column).reshape(-1, *self._code_shape)
+                    values = codes_of(column).reshape(-1, *self._code_shape)
                     codes |= dict(zip([ids[row] for row in rows], values, strict=True))
         return codes
 
@@ -284,32 +280,3 @@ def _unconvertible_columns(rows: pa.Table) -> Iterator[str]:
             column.to_pandas()
         except _CONVERSION_ERRORS:
             yield name
-
-
-def as_array(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a `w_plus` column of a latents file as float32 [n, n_styles, 512]."""
-    chunk = column.combine_chunks()
-    chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-    rows = chunk.type.list_size
-    numbers = chunk.flatten().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, np.float32).reshape(-1, rows, STYLE_DIM)
-
-
-class StepCodes(NamedTuple):
-    """Codes of all steps of n faces, concatenated face after face."""
-
-    codes: NDArray[np.float32]  # [sum of steps, n_styles, 512]
-    offsets: NDArray[np.int64]  # [n + 1]; face i has codes[offsets[i] : offsets[i + 1]]
-
-
-def codes_of(column: pa.ListArray, n_styles: int) -> NDArray[np.float32]:
-    """Return a `w_plus` column from DuckDB (lists of lists) as float32 [n, n_styles, 512]."""
-    numbers = column.flatten().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(numbers, np.float32).reshape(-1, n_styles, STYLE_DIM)
-
-
-def step_codes_of(column: pa.ListArray, n_styles: int) -> StepCodes:
-    """Return a `w_plus_per_step` column from DuckDB: lists of steps of codes."""
-    lengths = column.value_lengths().fill_null(0).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return StepCodes(codes_of(column.flatten(), n_styles), offsets)

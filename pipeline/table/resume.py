@@ -12,15 +12,13 @@ from itertools import islice
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import Shard, Store
 from pipeline.table.cleanup import Orphans
-from pipeline.table.part_files import Files, PartFiles, files_of
+from pipeline.table.part_files import Files, PartFiles, files_of, list_names
 from pipeline.table.part_index import PartIndex, RowKey
 from pipeline.table.parts import (
-    LATENTS,
-    REJECTS,
     PartKey,
     PartRecord,
     parse_part_name,
-    part_name,
+    part_names,
     read_part_record,
 )
 from pipeline.table.shard_index import (
@@ -62,22 +60,8 @@ class ShardState:
         """Return the state with these parts marked as stale, so that they are done again."""
         dropped = set(numbers)
         kept = {number: part for number, part in self.parts.items() if number not in dropped}
-        names = (name for part in sorted(dropped) for name in _names(self.shard, part))
+        names = (name for part in sorted(dropped) for name in part_names(self.shard.shard_id, part))
         return replace(self, parts=kept, stale=(*self.stale, *names))
-
-
-def state_of(store: Store, key_of: KeyOf, shard: Shard) -> ShardState:
-    """Return the state of one shard, from its manifest or the footers of its parts.
-
-    Raises `InputError` if the table's shard of this id came from another place.
-    """
-    if not store.exists(manifest_name(shard.shard_id)):
-        files = files_of(store, shard.shard_id)
-        return _open_state(shard, key_of, files, {}, partial(map, partial(read_part_record, store)))
-    record = read_shard_record(store, shard.shard_id)
-    return _committed_state(store, shard, record) or _stale_state(
-        shard, files_of(store, shard.shard_id)
-    )
 
 
 class States:
@@ -101,7 +85,10 @@ class States:
         self._unindexed: dict[str, ShardRecord] = {}
 
     def of(self, shards: Iterable[Shard]) -> Iterator[ShardState]:
-        """Yield the state of each shard, in order, as `state_of` returns it."""
+        """Yield the state of each shard, in order.
+
+        Raises `InputError` if the table's shard of an id came from another place.
+        """
         # Two pools: a thread that waits for footers must not block the threads that read them.
         with _interruptible(_THREADS) as pool, _interruptible(_THREADS) as footers:
             source, state = iter(shards), partial(self._state, footers)
@@ -117,23 +104,48 @@ class States:
 
     def _state(self, footers: ThreadPoolExecutor, shard: Shard) -> ShardState:
         if shard.shard_id not in self._committed:
-            files = self._files.of(shard.shard_id)
             indexed = self._indexed_parts.of(shard.shard_id)
-            read = partial(footers.map, partial(read_part_record, self.store))
-            return _open_state(shard, self.key_of, files, indexed, read)
+            return self._open_state(footers, shard, self._files.of(shard.shard_id), indexed)
         try:
             record = read_shard_record(self.store, shard.shard_id)
         except StorageError:
             if self.store.exists(manifest_name(shard.shard_id)):
                 raise
             # Another run has removed the manifest since the listing.
-            return state_of(self.store, self.key_of, shard)
+            return self._open_state(footers, shard, files_of(self.store, shard.shard_id), {})
         if self._orphans:
             self._orphans.add_part_count(shard.shard_id, record.n_parts)
         state = _committed_state(self.store, shard, record)
         if state:
             self._unindexed[shard.shard_id] = record
-        return state or _stale_state(shard, self._files.of_committed(record))
+        return state or ShardState(
+            shard,
+            stale=(
+                manifest_name(shard.shard_id),
+                *sorted(list_names(self.store, shard.shard_id, record.n_parts)),
+            ),
+        )
+
+    def _open_state(
+        self,
+        footers: ThreadPoolExecutor,
+        shard: Shard,
+        files: Files,  # of all its parts
+        indexed: Mapping[RowKey, PartRecord],
+    ) -> ShardState:
+        """Return the state of a shard without a manifest; read the footers of unindexed parts."""
+        parts, unread = {}, []
+        for part in _whole_parts(shard.shard_id, files):
+            key, (latents, rejects) = self.key_of(shard, part), part_names(shard.shard_id, part)
+            record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
+            if record:
+                parts[part] = record
+            else:
+                unread.append(key)
+        records = footers.map(partial(read_part_record, self.store), unread)
+        parts |= {record.part: record for record in records if record}
+        taken = {name for part in parts for name in part_names(shard.shard_id, part)}
+        return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
 
     def _index_manifests(self) -> None:
         """Write index rows for the manifests that were read, once there are enough of them."""
@@ -175,38 +187,7 @@ def _committed_state(store: Store, shard: Shard, record: ShardRecord) -> ShardSt
     return ShardState(shard, Counts(shards=1, samples=record.samples, parts=record.n_parts))
 
 
-def _stale_state(shard: Shard, files: Files) -> ShardState:
-    """Return the state of a shard that has changed since it was committed."""
-    return ShardState(shard, stale=(manifest_name(shard.shard_id), *sorted(files)))
-
-
-def _open_state(
-    shard: Shard,
-    key_of: KeyOf,
-    files: Files,  # of all its parts
-    indexed: Mapping[RowKey, PartRecord],
-    read: Callable[[list[PartKey]], Iterable[PartRecord | None]],  # reads footers
-) -> ShardState:
-    """Return the state of a shard without a manifest; read the footers of unindexed parts."""
-    parts, unread = {}, []
-    for part in _whole_parts(shard, files):
-        key, (latents, rejects) = key_of(shard, part), _names(shard, part)
-        record = indexed.get((key.digest, files[latents], files[rejects])) if indexed else None
-        if record:
-            parts[part] = record
-        else:
-            unread.append(key)
-    parts |= {record.part: record for record in read(unread) if record}
-    taken = {name for part in parts for name in _names(shard, part)}
-    return ShardState(shard, parts=parts, stale=tuple(sorted(files.keys() - taken)))
-
-
-def _whole_parts(shard: Shard, files: Files) -> list[int]:
+def _whole_parts(shard_id: str, files: Files) -> list[int]:
     """Return the numbers of the parts that have both files."""
     numbers = {parsed[1] for name in files if (parsed := parse_part_name(name))}
-    return [part for part in sorted(numbers) if all(name in files for name in _names(shard, part))]
-
-
-def _names(shard: Shard, part: int) -> tuple[str, str]:
-    """Return the names of a part's latents and rejects."""
-    return part_name(LATENTS, shard.shard_id, part), part_name(REJECTS, shard.shard_id, part)
+    return [part for part in sorted(numbers) if files.keys() >= {*part_names(shard_id, part)}]

@@ -299,6 +299,5 @@ def runs_table(runs: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _row(run: Mapping[str, Any]) -> dict[str, Any]:
     stages = run.get("stage_seconds") or {}
-    row = {name: run.get(name) for name in _SCHEMA.names}
-    row |= {f"{stage}_seconds": stages.get(stage) for stage in STAGE_NAMES}
-    return row | {"errors": len(run.get("errors") or ())}
+    seconds = {f"{stage}_seconds": stages.get(stage) for stage in STAGE_NAMES}
+    return {**run, **seconds, "errors": len(run.get("errors") or ())}

@@ -1,4 +1,4 @@
-"""Columns of the table, and conversion of rows to Arrow.
+"""Columns of the table, and conversion of rows to Arrow and of its codes to arrays.
 
 `w_plus` is a nested fixed-size list `[n_styles][512]`, by default of float16. `README.md` lists the
 types that it has in each reader.
@@ -7,14 +7,16 @@ types that it has in each reader.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.choices import CodeType
-from pipeline.errors import ConfigError, TableError
+from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.face_columns import (
     ALIGNMENT_COLUMNS,
     REJECT_COLUMNS,
@@ -33,8 +35,9 @@ _TEXT = pa.string()
 _REALS = pa.list_(_REAL)
 
 
-def _matrix(kind: pa.DataType, rows: int, columns: int) -> pa.DataType:
-    return pa.list_(pa.list_(kind, columns), rows)
+def code_type(kind: pa.DataType, n_styles: int) -> pa.DataType:
+    """Return the type of a code [n_styles, 512] of numbers of a type."""
+    return pa.list_(pa.list_(kind, STYLE_DIM), n_styles)
 
 
 _IDS = {
@@ -85,7 +88,7 @@ class Columns:
     def latents_schema(self) -> pa.Schema:
         """Return the Arrow schema of a latents file, without metadata."""
         kind = pa.float16() if self.w_plus_dtype == "float16" else pa.float32()
-        code = _matrix(kind, self.n_styles, STYLE_DIM)
+        code = code_type(kind, self.n_styles)
         turn = TURN_COLUMN if self.turn_deg else {}
         face = {**SOURCE_COLUMNS, **turn, **ALIGNMENT_COLUMNS}
         columns = {**_IDS, **face, "w_plus": code, **_METHOD, **_METRICS}
@@ -93,14 +96,11 @@ class Columns:
             columns["w_plus_per_step"] = pa.list_(code)
         if self.identity:
             columns[IDENTITY] = pa.list_(kind)
-        columns |= {name: pa.binary() for name in self._pictures()}
+        pictures = ("aligned_jpeg", "reconstruction_jpeg")
+        columns |= {name: pa.binary() for name in pictures if getattr(self, name)}
         columns |= _EDIT if self.edited else {}
         columns |= {name: arrow_type(kind) for name, kind in self.kept}
         return _schema(columns, _REQUIRED)
-
-    def _pictures(self) -> list[str]:
-        names = ("aligned_jpeg", "reconstruction_jpeg")
-        return [name for name in names if getattr(self, name)]
 
 
 def check_kept(names: Iterable[str], *, identity: bool = False) -> None:
@@ -109,14 +109,16 @@ def check_kept(names: Iterable[str], *, identity: bool = False) -> None:
     A field named `identity` is only refused with `identity`, the request for that column: tables
     with such a field are older than the column.
     """
-    switches: dict[str, Any] = {
-        field.name: True
-        for field in fields(Columns)
-        # A table of images, which may keep fields of the input, is never an edited one.
-        if str(field.type) == "bool" and field.name != "edited"
-    }
-    switches[IDENTITY] = identity
-    own = {name.lower() for name in Columns(1, **switches).latents_schema().names}
+    # A table of images, which may keep fields of the input, is never an edited one.
+    columns = Columns(
+        n_styles=1,
+        all_steps=True,
+        aligned_jpeg=True,
+        reconstruction_jpeg=True,
+        turn_deg=True,
+        identity=identity,
+    )
+    own = {name.lower() for name in columns.latents_schema().names}
     taken = [name for name in names if name.lower() in own]
     if taken:
         raise ConfigError(
@@ -216,6 +218,32 @@ def codes_array(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
         raise TableError(f"a W+ code is not finite as {number}")
     rows = pa.FixedSizeListArray.from_arrays(pa.array(numbers, number), type=kind.value_type)
     return pa.FixedSizeListArray.from_arrays(rows, type=kind)
+
+
+def codes_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return a column of codes, as a file or a query gives it, as float32 [n, n_styles, 512].
+
+    Without rows `n_styles` is 1. Raises `RequestError` for a null.
+    """
+    if column.null_count:
+        raise RequestError("a selected row has no w_plus")
+    numbers = pc.list_flatten(column, recursive=True).to_numpy(zero_copy_only=False)
+    n_styles = len(numbers) // (STYLE_DIM * len(column)) if len(column) else 1
+    return np.asarray(numbers, np.float32).reshape(len(column), n_styles, STYLE_DIM)
+
+
+class StepCodes(NamedTuple):
+    """Codes of all steps of n faces, concatenated face after face."""
+
+    codes: NDArray[np.float32]  # [sum of steps, n_styles, 512]
+    offsets: NDArray[np.int64]  # [n + 1]; face i has codes[offsets[i] : offsets[i + 1]]
+
+
+def step_codes_of(column: pa.ListArray) -> StepCodes:
+    """Return a `w_plus_per_step` column from DuckDB; a null is a face without steps."""
+    lengths = column.value_lengths().fill_null(0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return StepCodes(codes_of(column.flatten()), offsets)
 
 
 def _array(values: list[Any], field: pa.Field) -> pa.Array:

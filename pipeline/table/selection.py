@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ConfigError, RequestError, TableError
 from pipeline.table.reader import Table
 from pipeline.table.reordering import Positions, reorder, window_rows
-from pipeline.table.schema import STYLE_DIM
+from pipeline.table.schema import STYLE_DIM, codes_of, step_codes_of
 from pipeline.table.statements import condition, ordering
 
 _BATCH_ROWS = 32
@@ -153,45 +153,21 @@ def require_unique(ids: pa.Array | pa.ChunkedArray, table: Table) -> None:
         )
 
 
-def codes_of(column: pa.Array) -> np.ndarray:
-    """Return a column of codes as float32 [n, n_styles, 512]; `RequestError` for a null."""
-    if column.null_count:
-        raise RequestError("a selected row has no w_plus")
-    flat = column.flatten().flatten().to_numpy(zero_copy_only=False)
-    n_styles = len(flat) // (STYLE_DIM * max(1, len(column)))
-    return np.asarray(flat, np.float32).reshape(len(column), n_styles, STYLE_DIM)
-
-
 def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch; codes become float32 arrays [..., n_styles, 512].
-
-    A column with a null becomes Python lists as a whole.
-    """
+    """Yield the rows of a batch, as `Selection.rows` does."""
     columns = {name: _values(batch.column(name)) for name in batch.schema.names}
     for index in range(batch.num_rows):
         yield {name: values[index] for name, values in columns.items()}
 
 
 def _values(column: pa.Array) -> list[Any]:
-    kind, depth = column.type, 0
-    while pa.types.is_list(kind):
-        kind, depth = kind.value_type, depth + 1
-    if depth < 2 or not _holds_codes(column, depth):
-        values: list[Any] = column.to_pylist()
-        return values
-    lengths = np.diff(column.offsets.to_numpy(), axis=0) if depth > 2 else None
-    rows = column.flatten() if depth > 2 else column
-    n_styles = len(rows[0]) if len(rows) else 0
-    flat = rows.flatten().flatten().to_numpy(zero_copy_only=False)
-    codes = np.asarray(flat, np.float32).reshape(-1, n_styles, STYLE_DIM)
-    return list(codes) if lengths is None else np.split(codes, np.cumsum(lengths)[:-1])
-
-
-def _holds_codes(column: pa.Array, depth: int) -> bool:
-    """Return whether the innermost lists have 512 numbers; those of landmarks have two."""
-    rows = column
-    for _ in range(depth - 1):
-        rows = rows.flatten()
-    return (
-        bool(len(rows)) and not column.null_count and len(rows.flatten()) == STYLE_DIM * len(rows)
-    )
+    kind = column.type
+    if pa.types.is_list(kind) and pa.types.is_list(kind.value_type):
+        if pa.types.is_list(kind.value_type.value_type):  # only steps have lists of this depth
+            codes, offsets = step_codes_of(column)
+            return np.split(codes, offsets[1:-1])
+        lengths = column.flatten().value_lengths()
+        if len(lengths) and lengths[0].as_py() == STYLE_DIM:  # those of landmarks are 2
+            return list(codes_of(column))
+    values: list[Any] = column.to_pylist()
+    return values

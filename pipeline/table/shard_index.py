@@ -100,13 +100,11 @@ def table_stats(store: Store) -> Stats:
     false, or any row is damaged, all manifests are read instead. Reads no part files.
     """
     audit = Audit(sums=True, whole=WHOLE)
-    try:
+    with suppress(TableError):
         stats = _sum(audit.sample(shard_records(store)))
-    except TableError:
-        return _sum(shard_records(store, by_manifests=True))
-    if audit.finds_mismatch(store):
-        return _sum(shard_records(store, by_manifests=True))
-    return stats
+        if not audit.finds_mismatch(store):
+            return stats
+    return _sum(shard_records(store, by_manifests=True))
 
 
 def _sum(records: Iterable[ShardRecord]) -> Stats:
@@ -155,16 +153,14 @@ class CommittedShards:
         audit = Audit()
         indexed = _read_index(store, audit)
         self.distrusted = audit.finds_mismatch(store)
-        self._indexed = self._select_listed(
-            store, *(_empty_index() if self.distrusted else indexed)
-        )
+        self._indexed = self._select_listed(store, _EMPTY if self.distrusted else indexed)
 
-    def _select_listed(self, store: Store, manifests: _Integers, indexed: _Integers) -> _Integers:
-        """Return the columns of `indexed` with a listed manifest; keep the other manifests.
+    def _select_listed(self, store: Store, indexed: _Integers) -> _Integers:
+        """Return the columns of `indexed` [5, n] with a listed manifest; keep the other manifests.
 
-        `manifests` are the sorted hashes of id and manifest etag [n], `indexed` is [4, n]. The
-        result is sorted by the hash of the shard's id.
+        The result [4, m] is without the hashes of manifests, sorted by the hash of the shard's id.
         """
+        manifests, indexed = indexed[-1].copy(), indexed[:-1]
         is_listed = np.zeros(len(manifests), bool)
         listing = manifest_etags(store)
         while batch := list(islice(listing, _BATCH)):
@@ -181,51 +177,45 @@ class CommittedShards:
 
     def are_committed(self, shard_ids: Sequence[str]) -> list[bool]:
         """Return, for each shard id, whether it is committed."""
-        _, indexed = places_of(self._indexed[_SHARD], [hash(shard_id) for shard_id in shard_ids])
+        _, indexed = self._rows(shard_ids)
         pairs = zip(shard_ids, indexed.tolist(), strict=True)
         return [is_indexed or shard_id in self._unindexed for shard_id, is_indexed in pairs]
 
+    def _rows(self, shard_ids: Sequence[str]) -> tuple[_Integers, npt.NDArray[np.bool_]]:
+        """Return columns of shards [4, n], arbitrary ones unless indexed, and which are that."""
+        places, indexed = places_of(self._indexed[_SHARD], [hash(shard) for shard in shard_ids])
+        columns = self._indexed if self._indexed.size else np.zeros((4, 1), np.int64)
+        return columns[:, places], indexed
+
     def find(self, shards: Sequence[Shard]) -> list[Counts | None]:
         """Return samples and parts of each shard; None unless indexed in its present state."""
-        if not self._indexed.size:
-            return [None] * len(shards)
-        hashes = [hash(shard.shard_id) for shard in shards]
-        places, indexed = places_of(self._indexed[_SHARD], hashes)
+        rows, indexed = self._rows([shard.shard_id for shard in shards])
         states = [_state(shard.source, shard.etag, shard.size) for shard in shards]
-        same = indexed & (self._indexed[_STATE, places] == states)
-        counts = self._indexed[_SAMPLES : _PARTS + 1, places].T.tolist()
-        rows = zip(counts, same.tolist(), strict=True)
+        same = indexed & (rows[_STATE] == states)
+        columns = (rows[_SAMPLES].tolist(), rows[_PARTS].tolist(), same.tolist())
         return [
             Counts(shards=1, samples=samples, parts=parts) if is_same else None
-            for (samples, parts), is_same in rows
+            for samples, parts, is_same in zip(*columns, strict=True)
         ]
 
     def part_counts(self, shard_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the number of parts of each shard; -1 for a shard without an index row."""
-        hashes = [hash(shard_id) for shard_id in shard_ids]
-        places, indexed = places_of(self._indexed[_SHARD], hashes)
-        if not self._indexed.size:
-            return np.full(len(shard_ids), -1, np.int64)
-        return np.where(indexed, self._indexed[_PARTS, places], -1)
+        rows, indexed = self._rows(shard_ids)
+        return np.where(indexed, rows[_PARTS], -1)
 
     def unindexed_etag(self, shard_id: str) -> str | None:
         """Return the etag of the shard's manifest, if it has no index row."""
         return self._unindexed.get(shard_id)
 
 
-def _empty_index() -> tuple[_Integers, _Integers]:
-    return _EMPTY[-1].copy(), _EMPTY[:-1]
-
-
-def _read_index(store: Store, audit: Audit) -> tuple[_Integers, _Integers]:
-    """Read the index: sorted hashes of id and manifest etag [n], and their columns [4, n]."""
+def _read_index(store: Store, audit: Audit) -> _Integers:
+    """Read the index: its `_columns` [5, n], sorted by the hash of the manifest."""
     columns_by_file = [_EMPTY]
     for records in index_rows(store):
         audit.add(records)
         columns_by_file.append(_columns(records))
     columns = np.concatenate(columns_by_file, axis=1)
-    columns = columns[:, np.argsort(columns[-1])]
-    return columns[-1].copy(), columns[:-1]
+    return columns[:, np.argsort(columns[-1])]
 
 
 _EMPTY = np.empty((5, 0), np.int64)
@@ -282,7 +272,9 @@ def read_tables(
 
     `defaults` are the values of columns that a file may lack.
     """
-    names = _names(store, folder)
+    names: list[str] = []
+    with suppress(StorageError):  # an index is a cache
+        names = store.names(folder)
     with ThreadPoolExecutor(_THREADS) as pool:
         for first in range(0, len(names), _THREADS):
             group = names[first : first + _THREADS]
@@ -295,13 +287,6 @@ def read_tables(
 def rows_of(table: pa.Table) -> Iterator[tuple[Any, ...]]:
     """Yield the rows, in the order of the columns."""
     return zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-
-def _names(store: Store, folder: str) -> list[str]:
-    try:
-        return store.names(folder)
-    except StorageError:
-        return []
 
 
 def _read(

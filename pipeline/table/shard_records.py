@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import TableError
 from pipeline.storage import LeftOut, Shard, Store
-from pipeline.table.parts import PartRecord
+from pipeline.table.parts import PartKey, PartRecord
 from pipeline.table.schema import SCHEMA_VERSION
 from pipeline.table.spec import check_types, read_json, to_json
 from pipeline.table.stats import Counts, Stats
@@ -104,6 +104,17 @@ class ShardRecord:
     def stats(self) -> Stats:
         """Counts and metric sums of the shard; `TableError` if the texts are damaged."""
         return Stats.from_text(self.figures, self.counts)
+
+    def part_key(self, part: int) -> PartKey:
+        """Return the key of part number `part`."""
+        return PartKey(
+            schema_version=self.schema_version,
+            fingerprint=self.fingerprint,
+            shard=self.shard,
+            shard_etag=self.etag,
+            part=part,
+            part_size=self.part_size,
+        )
 
     def to_row(self) -> dict[str, Any]:
         """Return the shard's row of the index."""

@@ -89,11 +89,7 @@ FLAGS: Mapping[str, str] = {
 NOT_MEASURED = "not measured"  # in place of a metric's definition
 _DERIVED = {"columns.turn_deg"}  # from settings that are compared themselves
 # These settings record a hash or a definition; the value of the flag is in the table's config.
-_BY_CONFIG = {
-    "columns.kept": "keep_columns",
-    "settings.identity": "identity",
-    "settings.model": "model",
-}
+_BY_CONFIG = ("columns.kept", "settings.identity", "settings.model")
 # Settings without a value: to get it, leave the flag out.
 _WITHOUT_FLAG = ("columns.kept", "layout.image_column", "layout.limit")
 
@@ -262,7 +258,7 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
     flags, absent = [], []
     for name, old, _ in differences:
         flag = FLAGS.get(name)
-        value = config.get(_BY_CONFIG[name]) if name in _BY_CONFIG else old
+        value = config.get(config_name(name)) if name in _BY_CONFIG else old
         if name == "settings.identity" and value is None and old == NOT_MEASURED:
             value = "none"  # the default for the model's domain when the table was made
         if flag and isinstance(value, bool):
@@ -274,6 +270,11 @@ def _continuing_flags(differences: list[_Difference], config: Mapping[str, Any])
             absent.append(f"no {flag}")
     line = " ".join([*flags, *absent])
     return f"\nto continue it as it was made: {line}" if line else ""
+
+
+def config_name(setting: str) -> str:
+    """Return the name in a table's config of the flag behind a setting."""
+    return FLAGS[setting].removeprefix("--").replace("-", "_")
 
 
 def without_earlier(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:

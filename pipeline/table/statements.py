@@ -187,10 +187,8 @@ def _parsed(query: str) -> list[Any]:
     if any("\ud800" <= char <= "\udfff" for char in query):
         raise RequestError("the query failed: it is not UTF-8 text")
     extracted = duckdb.extract_statements(query)  # its error shows where the text is wrong
-    with _PARSER.lock:
-        ((text,),) = _PARSER.connection.execute(
-            "SELECT json_serialize_sql(?::VARCHAR)", [query]
-        ).fetchall()
+    with _PARSING:
+        ((text,),) = _parser().execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
     try:
         tree = json.loads(text)
     except RecursionError as error:
@@ -204,34 +202,22 @@ def _parsed(query: str) -> list[Any]:
     return statements
 
 
-class _Parser:
-    """Connection for parsing, opened at first use."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._connection: duckdb.DuckDBPyConnection | None = None
-
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        if self._connection is None:
-            atexit.register(self.close)  # otherwise the binding reports a leak at exit
-            settings = {"autoload_known_extensions": False, "enable_external_access": False}
-            self._connection = duckdb.connect(config={**settings, "threads": 1})
-        return self._connection
-
-    def close(self) -> None:
-        """Drop the connection."""
-        self._connection = None
+_PARSING = threading.Lock()  # of the connection of `_parser`
 
 
-_PARSER = _Parser()
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """Return the connection for parsing, opened at first use."""
+    atexit.register(_parser.cache_clear)  # otherwise the binding reports a leak at exit
+    settings = {"autoload_known_extensions": False, "enable_external_access": False}
+    return duckdb.connect(config={**settings, "threads": 1})
 
 
 @cache
 def _names(query: str) -> frozenset[str]:
     """Return the names that a query of DuckDB's catalog gives."""
-    with _PARSER.lock:
-        return frozenset(name for (name,) in _PARSER.connection.execute(query).fetchall())
+    with _PARSING:
+        return frozenset(name for (name,) in _parser().execute(query).fetchall())
 
 
 @cache
@@ -278,7 +264,8 @@ def _named_tables(tree: Any) -> set[str]:
     Outside its scope such a name means whatever DuckDB has under it. So it may not be the name of a
     file or of an internal view.
     """
-    named = {str(entry["key"]) for node in _nodes(tree) for entry in _entries(node)}
+    maps = [each for node in _nodes(tree) if isinstance(each := node.get("cte_map"), dict)]
+    named = {str(entry["key"]) for each in maps for entry in each["map"]}
     named |= {str(node["cte_name"]) for node in _nodes(tree) if "cte_name" in node}
     tables = {name.lower() for name in named if _PLAIN_NAME.fullmatch(name)}
     if taken := sorted(tables & _names(_CATALOG)):
@@ -287,11 +274,6 @@ def _named_tables(tree: Any) -> set[str]:
             "another name"
         )
     return tables
-
-
-def _entries(node: dict[str, Any]) -> list[Any]:
-    cte_map = node.get("cte_map")
-    return cte_map["map"] if isinstance(cte_map, dict) else []
 
 
 def _is_source(node: dict[str, Any]) -> bool:

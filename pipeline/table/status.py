@@ -236,13 +236,8 @@ def _rate(times: Sequence[float], start: float | None) -> float | None:
     return (len(recent) - 1) / (latest - first) if latest > first else None
 
 
-def _is_active(status: Status) -> bool:
-    """Return whether the latest run has not ended and has recently written a record or a part."""
-    latest = status.runs[0] if status.runs else {"exit_code": None, "updated": None}
-    return _seems_active(latest, status)
-
-
 def _seems_active(run: dict[str, Any], status: Status) -> bool:
+    """Return whether a run has not ended and has recently written a record or a part."""
     if run["exit_code"] is not None:
         return False
     signs = (status.seconds_since_last_part, seconds_since(run["updated"]))
@@ -307,21 +302,16 @@ def _use_listed_input(status: Status, commits: _Commits, spec: TableSpec) -> Non
         return
     length = int(layout.get("files_per_shard") or FILES_PER_SHARD)
     options = ReadOptions(sniff=bool(layout.get("sniff", False)))
-    with suppress(PipelineError):  # the input cannot be reached from here
-        shards = list_shards(_input_of(spec), files_per_shard=length, options=options)
-        _compare(status, commits, shards)
-
-
-def _compare(status: Status, commits: _Commits, shards: Iterable[Shard]) -> None:
     counts = dict.fromkeys(("shards_total", "bytes_total", "shards_left", "bytes_left"), 0)
-    for shard in shards:
-        counts["shards_total"] += 1
-        counts["bytes_total"] += shard.size
-        if not commits.has(shard):
-            counts["shards_left"] += 1
-            counts["bytes_left"] += shard.size
-    for name, count in counts.items():
-        setattr(status, name, count)
+    with suppress(PipelineError):  # the input cannot be reached from here
+        for shard in list_shards(_input_of(spec), files_per_shard=length, options=options):
+            counts["shards_total"] += 1
+            counts["bytes_total"] += shard.size
+            if not commits.has(shard):
+                counts["shards_left"] += 1
+                counts["bytes_left"] += shard.size
+        for name, count in counts.items():
+            setattr(status, name, count)
 
 
 def _input_of(spec: TableSpec) -> str:
@@ -336,7 +326,8 @@ def _estimate(status: Status, parts_committed: int) -> None:
     The number of remaining parts is estimated from the remaining bytes. There is no estimate of the
     time without an active run.
     """
-    status.at_work = _is_active(status)
+    latest = status.runs[0] if status.runs else {"exit_code": None, "updated": None}
+    status.at_work = _seems_active(latest, status)
     if status.complete:
         status.seconds_left = 0.0
     parts = parts_committed + status.parts_open

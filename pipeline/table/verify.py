@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from pipeline.errors import AccessError, RequestError, StorageError, TableError
 from pipeline.storage import Store, is_local
 from pipeline.table.evidence import (
     check_footer,
-    check_inputs,
     check_manifest,
     check_sources,
     check_spec,
@@ -33,12 +32,15 @@ from pipeline.table.evidence import (
 )
 from pipeline.table.forgetting.forgotten import Forgotten, check_finished, deciding_columns
 from pipeline.table.parts import (
+    COUNTS,
     LATENTS,
     REJECTS,
     PartRecord,
     damage_reported,
     decode_metadata,
     part_name,
+    part_names,
+    stats_in,
 )
 from pipeline.table.schema import rejects_schema
 from pipeline.table.shard_index import index_rows, places_of
@@ -49,7 +51,6 @@ from pipeline.table.stats import Stats
 _THREADS = 8
 _BATCH = 4096
 _AT_ONCE = 256  # shards that are queued for the threads
-_COUNTS = ("samples", "faces", "rejects")
 _NAMING = ["image_id", "shard", "key", "face_index", "source_uri"]
 
 
@@ -82,7 +83,7 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
     of all documents and files of a shard is not detected.
     """
     totals = dict.fromkeys(
-        ("shards", "parts", *_COUNTS, "samples_with_faces", "samples_rejected"), 0
+        ("shards", "parts", *COUNTS, "samples_with_faces", "samples_rejected"), 0
     )
     problems: list[str] = []
     expected = array("q")  # hashes of file names: 16 bytes per part
@@ -111,10 +112,11 @@ def verify_table(store: Store, spec: TableSpec, *, checksums: bool) -> dict[str,
             f"'{name}' belongs to no committed shard (an interrupted run? run the job again)"
         )
     problems += [*_linked_folders(store), *index_check.problems(store)]
-    try:
-        check_inputs(spec, check.outside)
-    except TableError as error:
-        problems.append(str(error))
+    if check.outside is not None:
+        problems.append(
+            f"a shard came from '{check.outside}', which is not in the table's input "
+            f"'{spec.layout.get('input')}'"
+        )
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise TableError(f"the table '{store.root}' is not sound: {problems[0]}{more}")
@@ -180,17 +182,12 @@ class _ShardCheck:
         self.forgotten = forgotten
         self.checksums = checksums
         self.spec = spec
-        self.fingerprint = spec.fingerprint
         self.outside: str | None = None  # URI of a shard that is not in the input
         self.schemas = {LATENTS: spec.columns.latents_schema(), REJECTS: rejects_schema()}
 
     def __call__(self, shard: str) -> tuple[ShardRecord, dict[str, int], set[str], list[str]]:
         record = read_shard_record(self.store, shard)
-        names = {
-            part_name(kind, shard, part.part)
-            for kind in (LATENTS, REJECTS)
-            for part in record.parts
-        }
+        names = {name for part in record.parts for name in part_names(shard, part.part)}
         if not is_in_input(self.spec, record.uri):
             self.outside = record.uri
         try:
@@ -221,7 +218,8 @@ class _ShardCheck:
                 ids[kind] |= _ids(table, kind)
                 rows[kind] += table.num_rows
                 if kind == LATENTS:
-                    total += _stats(table, part_name(kind, record.shard, part.part))
+                    metadata = decode_metadata(table.schema.metadata)
+                    total += stats_in(metadata, part_name(kind, record.shard, part.part))
             _expect_count(record.shard, part.part, "samples", len(own), part.samples)
         shard = record.shard
         for kind in (LATENTS, REJECTS):
@@ -236,7 +234,7 @@ class _ShardCheck:
             "samples_with_faces": len(keys[LATENTS]),
             "samples_rejected": len(rejected),
         }
-        for name in _COUNTS:
+        for name in COUNTS:
             stated = getattr(record, name)
             expect(
                 counts[name] == stated,
@@ -258,17 +256,8 @@ class _ShardCheck:
             table = parquet.read(list(columns), use_threads=False)
             schema = parquet.schema_arrow
         expect(schema.remove_metadata().equals(self.schemas[kind]), f"'{name}' has other columns")
-        expected = {
-            "schema_version": record.schema_version,
-            "fingerprint": self.fingerprint,
-            "shard_etag": record.etag,
-            "shard": record.shard,
-            "part": part.part,
-            "part_size": record.part_size,
-            "samples": part.samples,
-            "faces": part.faces,
-            "rejects": part.rejects,
-        }
+        counts = {name: getattr(part, name) for name in COUNTS}
+        expected = asdict(record.part_key(part.part)) | counts
         check_footer(name, decode_metadata(schema.metadata), expected, self.spec.metrics)
         expect(set(table["shard"].to_pylist()) <= {record.shard}, f"'{name}' has foreign rows")
         if self.forgotten:
@@ -299,13 +288,6 @@ def _ids(table: pa.Table, kind: str) -> set[Any]:
     if kind == LATENTS:
         return set(table["image_id"].to_pylist())
     return set(zip(table["key"].to_pylist(), table["face_index"].to_pylist(), strict=True))
-
-
-def _stats(latents: pa.Table, name: str) -> Stats:
-    try:
-        return Stats.from_figures(decode_metadata(latents.schema.metadata).get("figures"))
-    except TypeError as error:
-        raise TableError(f"'{name}': {error}") from error
 
 
 def _expect_count(shard: str, part: int, unit: str, count: int, stated: int) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-
-import pyarrow as pa
 
 from pipeline.errors import InputError, StorageError, TableError
 from pipeline.storage import Shard, Store
@@ -22,19 +21,18 @@ from pipeline.table.parts import (
     PartKey,
     PartRecord,
     check_accounts,
-    part_name,
+    part_names,
     read_part_record,
-    sha256_of,
     write_part,
 )
-from pipeline.table.resume import ShardState, States, state_of
+from pipeline.table.resume import ShardState, States
 from pipeline.table.schema import latents_table, rejects_table
-from pipeline.table.shard_index import write_index
 from pipeline.table.shard_records import ShardRecord, manifest_name, read_shard_record
 from pipeline.table.spec import TableSpec, create_or_check_spec
 
 # Footers that are read at a time before a commit.
 _THREADS = 16
+_BLOCK = 8 << 20  # bytes of a file that are hashed at a time: each read is one request to S3
 
 
 class TableWriter:
@@ -70,23 +68,17 @@ class TableWriter:
             part_size=self.part_size,
         )
 
-    def state(self, shard: Shard) -> ShardState:
-        """Return the progress of `shard`, from its manifest or the footers of its parts.
-
-        Raises `InputError` if the table's shard of this id came from another place.
-        """
-        return state_of(self.store, self.part_key, shard)
-
     def states(
         self,
         shards: Iterable[Shard],
         index: PartIndex | None = None,
         orphans: Orphans | None = None,
     ) -> Iterator[ShardState]:
-        """Yield the `state` of each shard, in order, using the indexes of the table.
+        """Yield the progress of each shard, in order, using the indexes of the table.
 
-        `index` and `orphans` belong to the run: the first reads its files and later removes them,
-        the second starts to search for orphans.
+        Raises `InputError` if the table's shard of an id came from another place. `index` and
+        `orphans` belong to the run: the first reads its files and later removes them, the second
+        starts to search for orphans.
         """
         index = index or PartIndex(self.store, read_only=self.read_only)
         yield from States(self.store, self.part_key, index, orphans).of(shards)
@@ -128,46 +120,29 @@ class TableWriter:
     ) -> PartRecord:
         """Write part number `part` of `shard` from rows, in the form that `latents_table` takes.
 
-        The same rows give the same bytes under the same name, so a repeat is harmless. Raises
-        `TableError` if the rows do not fit the table or do not account for all `samples`.
+        The same rows give the same bytes under the same name, so a repeat is harmless. Forgotten
+        images are left out and counted as rejects. Raises `TableError` if the rows do not fit the
+        table or do not account for all `samples`.
         """
-        return self.write_tables(
-            shard,
-            part,
-            samples=samples,
-            latents=latents_table(latents, self.spec.columns, shard.shard_id),
-            rejects=rejects_table(rejects, shard.shard_id),
+        tables = (
+            latents_table(latents, self.spec.columns, shard.shard_id),
+            rejects_table(rejects, shard.shard_id),
         )
-
-    def write_tables(
-        self, shard: Shard, part: int, *, samples: int, latents: pa.Table, rejects: pa.Table
-    ) -> PartRecord:
-        """Write a part, like `write_part`, from the results of `latents_table`, `rejects_table`.
-
-        Forgotten images are left out and counted as rejects.
-        """
         if self.forgotten:
-            check_accounts(shard.shard_id, part, latents, rejects, samples)
-            latents, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
-        record = write_part(
-            self.store,
-            self.part_key(shard, part),
-            latents,
-            rejects,
-            samples=samples,
-            metrics=self.spec.metrics,
-        )
+            check_accounts(shard.shard_id, part, *tables, samples)
+            tables = self.forgotten.erase(*tables, part=part, samples=samples)
+        key = self.part_key(shard, part)
+        record = write_part(self.store, key, *tables, samples=samples, metrics=self.spec.metrics)
         self._withdraw_if_committed(shard, record)
         return record
 
     def with_etags(self, part: PartRecord) -> PartRecord:
         """Return the record of a written part with its files' etags, if they can be read."""
-        names = (part_name(kind, part.shard, part.part) for kind in (LATENTS, REJECTS))
         try:
-            latents, rejects = (self.store.info(name).etag for name in names)
+            latents, rejects = map(self.store.info, part_names(part.shard, part.part))
         except StorageError:
             return part
-        return replace(part, latents_etag=latents, rejects_etag=rejects)
+        return replace(part, latents_etag=latents.etag, rejects_etag=rejects.etag)
 
     def commit_shard(
         self,
@@ -199,12 +174,8 @@ class TableWriter:
         return record
 
     def with_manifest_etag(self, record: ShardRecord) -> ShardRecord:
-        """Return the record of a committed shard with its manifest's etag, which `index` needs."""
+        """Return the record of a committed shard with the manifest's etag, for the index."""
         return replace(record, manifest_etag=self.store.info(manifest_name(record.shard)).etag)
-
-    def index(self, records: Sequence[ShardRecord]) -> None:
-        """Write index rows, so that later runs do not read these manifests; give about 1,000."""
-        write_index(self.store, records)
 
     def _withdraw_if_committed(self, shard: Shard, part: PartRecord) -> None:
         """Remove a part that was written after another run had committed its shard.
@@ -236,17 +207,9 @@ class TableWriter:
     def _is_whole(self, record: ShardRecord) -> bool:
         """Return whether the files of all parts exist and match the manifest."""
         for part in record.parts:
-            key = PartKey(
-                schema_version=self.spec.schema_version,
-                fingerprint=record.fingerprint,
-                shard=record.shard,
-                shard_etag=record.etag,
-                part=part.part,
-                part_size=record.part_size,
-            )
-            if not all(self.store.exists(key.name(kind)) for kind in (LATENTS, REJECTS)):
+            if not all(map(self.store.exists, part_names(record.shard, part.part))):
                 return False
-            stored = read_part_record(self.store, key)
+            stored = read_part_record(self.store, record.part_key(part.part))
             if stored is None or not stored.has_counts_of(part):
                 return False
         return True
@@ -256,11 +219,7 @@ class TableWriter:
 
         On a disk a file beyond a gap in the numbers may be missed; the next run removes it.
         """
-        expected = {
-            part_name(kind, shard.shard_id, part.part)
-            for kind in (LATENTS, REJECTS)
-            for part in parts
-        }
+        expected = {name for part in parts for name in part_names(shard.shard_id, part.part)}
         difference = expected ^ list_names(self.store, shard.shard_id, len(parts))
         if difference:
             raise TableError(
@@ -290,9 +249,12 @@ class TableWriter:
         if part.latents_sha256 and part.rejects_sha256:
             return part
         digests = []
-        for kind in (LATENTS, REJECTS):
-            with self.store.open(part_name(kind, shard_id, part.part)) as file:
-                digests.append(sha256_of(file))
+        for name in part_names(shard_id, part.part):
+            digest = hashlib.sha256()
+            with self.store.open(name) as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            digests.append(digest.hexdigest())
         return replace(part, latents_sha256=digests[0], rejects_sha256=digests[1])
 
 

@@ -53,28 +53,14 @@ def soften(images: Tensor) -> Tensor:
     return torch.where(chosen, blurred, images)
 
 
+def jitter(images: Tensor) -> Tensor:
+    """Apply geometry and colour to a batch [n, 3, h, w] in [-1, 1]."""
+    return jitter_colour(jitter_geometry(images))
+
+
 def augment(images: Tensor) -> Tensor:
     """Apply geometry, colour and blur to a batch [n, 3, h, w] in [-1, 1]."""
-    return soften(jitter_colour(jitter_geometry(images)))
-
-
-def augment_alike(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Augment `images` and apply the same geometry and colour to `targets`, without blur.
-
-    Both are [n, 3, h, w] in [-1, 1].
-    """
-    rng_state = torch.get_rng_state()
-    changed_targets = jitter_colour(jitter_geometry(targets))
-    torch.set_rng_state(rng_state)
-    return augment(images), changed_targets
-
-
-def flip_alike(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror the same random half of both batches, [n, 3, h, w]."""
-    rng_state = torch.get_rng_state()
-    flipped = flip_half(targets)
-    torch.set_rng_state(rng_state)
-    return flip_half(images), flipped
+    return soften(jitter(images))
 
 
 def flip_half(images: Tensor) -> Tensor:

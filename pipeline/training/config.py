@@ -5,31 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from pipeline.choices import (
-    CHECK_BELOW,
-    COARSE_SIDE,
-    EARLIER_ALIGNMENT,
-    SEARCH_PIXELS,
-    Device,
-    Fit,
-    Icc,
-    OptimiserName,
-)
-from pipeline.config_loading import (
-    IMAGE_COLUMN_MEANING,
-    IMAGE_FIELD_MEANING,
-    CheckBelow,
-    CoarseSide,
-    ImageField,
-    SearchPixels,
-    TurnsSetting,
-    check_uris,
-    fill,
-)
+from pipeline.choices import EARLIER_ALIGNMENT, Device, OptimiserName
+from pipeline.config_loading import AlignmentFlags, ReadFlags, check_uris, fill
 from pipeline.errors import ConfigError
-from pipeline.storage import FILES_PER_SHARD, ONE_IMAGE, ReadOptions
 from pipeline.storage.readers.pairs import pair_tars
 from pipeline.training.degradations import parse_degradations
 
@@ -53,14 +33,12 @@ def _weight(description: str) -> Any:
     return Field(None, ge=0, allow_inf_nan=False, description=f"weight of {description}")
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(ReadFlags, AlignmentFlags):
     """Settings of an encoder's training.
 
     Weights and stages that are not set have the published values for the domain and the encoder
     type (`pipeline.training.paper_defaults`). Numbers of images count over all workers.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: str = Field(description="images: folder, .tar, .parquet or a folder of these; any URI")
     target: str | None = Field(
@@ -97,22 +75,6 @@ class TrainConfig(BaseModel):
     )
     domain: str | None = Field(None, description="kind of images (default: the model's)")
 
-    prealigned: bool | None = Field(None, description="images are crops (default: by the domain)")
-    fit: Fit | None = Field(
-        None, description="how to resize a prealigned image of another aspect ratio"
-    )
-    turns: TurnsSetting = "auto"
-    search_pixels: SearchPixels = SEARCH_PIXELS
-    check_below: CheckBelow = CHECK_BELOW
-    coarse_side: CoarseSide = COARSE_SIDE
-    min_face: int = Field(32, ge=1, description="minimum side of a face box in pixels")
-    icc: Icc = Field("apply", description="embedded colour profiles: convert to sRGB, or ignore")
-    files_per_shard: int = Field(FILES_PER_SHARD, ge=1, description="files of a folder per shard")
-    sniff: bool = Field(
-        True, description="read files without a known extension that begin like an image"
-    )
-    image_field: ImageField = Field(ONE_IMAGE, description=IMAGE_FIELD_MEANING)
-    image_column: str | None = Field(None, description=IMAGE_COLUMN_MEANING)
     part_size: int = Field(256, ge=1, le=100_000, description="samples per file of crops")
     limit: int | None = Field(None, ge=1, description="only the first N samples of each shard")
     held_out: int = Field(256, ge=1, description="the last N crops, used for validation only")
@@ -166,13 +128,6 @@ class TrainConfig(BaseModel):
     device: Device = Field("auto", description="device of the workers")
     align_workers: int | None = Field(None, ge=1, description="maximum CPU actors that make crops")
     restarts: int = Field(3, ge=0, description="maximum restarts after a worker died")
-
-    @property
-    def read_options(self) -> ReadOptions:
-        """Options for listing the input and reading its shards."""
-        return ReadOptions(
-            sniff=self.sniff, image_field=self.image_field, image_column=self.image_column
-        )
 
 
 def load_train_config(file: str | None, flags: Mapping[str, Any]) -> TrainConfig:

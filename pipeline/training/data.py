@@ -106,9 +106,10 @@ class Crops:
     def __len__(self) -> int:
         return sum(self.counts)
 
-    def target_images(self, index: Tensor) -> Tensor:
-        """Return the targets of the crops at `index`: the crops themselves."""
-        return self.images(index)
+    def pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets at `index` [b]: both are the crops, one tensor."""
+        images = self.images(index)
+        return images, images
 
     @property
     def name(self) -> str:
@@ -156,13 +157,10 @@ class CropPairs:
         """Names of both folders, each a digest of input and crop settings."""
         return f"{self.sources.name}+{self.targets.name}"
 
-    def images(self, index: Tensor) -> Tensor:
-        """Return the encoder's inputs, uint8 [b, 3, h, w]."""
-        return self.sources.images(self.numbers[index, 0])
-
-    def target_images(self, index: Tensor) -> Tensor:
-        """Return the targets, uint8 [b, 3, h, w]."""
-        return self.targets.images(self.numbers[index, 1])
+    def pairs(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets at `index` [b], both uint8 [b, 3, h, w]."""
+        source, target = self.numbers[index].T.contiguous()
+        return self.sources.images(source), self.targets.images(target)
 
 
 def put_pairs(store: Store, numbers: Tensor) -> None:

@@ -79,14 +79,6 @@ DEGRADATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Step:
-    """Kind of damage and its amount."""
-
-    name: str
-    amount: float
-
-
 class Degrader:
     """Apply the steps of `--degrade`, such as `downsample:8,noise:10`, in their order."""
 
@@ -101,24 +93,27 @@ class Degrader:
         """Return the damaged image, uint8 [h, w, 3]; equal arguments give equal results."""
         rng = np.random.default_rng([self.seed, number])
         image = Image.fromarray(pixels)
-        for step in self.steps:
-            image = DEGRADATIONS[step.name].apply(image, step.amount, rng)
+        for name, amount in self.steps:
+            image = DEGRADATIONS[name].apply(image, amount, rng)
         return np.asarray(image)
 
 
-def parse_degradations(text: str) -> tuple[Step, ...]:
-    """Parse `name:amount,name:amount`. Raises `ConfigError` for unknown names and bad amounts."""
-    return tuple(_parsed(part.strip()) for part in text.split(","))
+def parse_degradations(text: str) -> list[tuple[str, float]]:
+    """Return the names and amounts in `name:amount,name:amount`.
+
+    Raises `ConfigError` for unknown names and bad amounts.
+    """
+    return [_parsed(part.strip()) for part in text.split(",")]
 
 
-def _parsed(part: str) -> Step:
+def _parsed(part: str) -> tuple[str, float]:
     name, _, amount = part.partition(":")
     kind = DEGRADATIONS.get(name)
     if kind is None:
         valid = ", ".join(f"{key} ({kind.meaning})" for key, kind in DEGRADATIONS.items())
         raise ConfigError(f"--degrade: {name!r} is not a degradation; valid: {valid}")
     if not amount and kind.default is not None:
-        return Step(name, kind.default)
+        return name, kind.default
     try:
         value = float(amount)
     except ValueError:
@@ -128,4 +123,4 @@ def _parsed(part: str) -> Step:
             f"--degrade {part}: {name} takes a number from {kind.minimum:g} to {kind.maximum:g} "
             f"({kind.meaning}), as in {name}:{min(kind.maximum, max(kind.minimum, 8)):g}"
         )
-    return Step(name, value)
+    return name, value

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,9 @@ from pipeline.inversion import average_image, invert
 from pipeline.inversion.render import pooled, render_each
 from pipeline.inversion.restyle_loop import start_codes
 from pipeline.metrics.lpips import load_lpips
+from pipeline.metrics.pixel import mean_squared_error
 from pipeline.models import RestyleModel
-from pipeline.training.augment import augment, augment_alike
+from pipeline.training.augment import augment, jitter
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import (
     Adversary,
@@ -47,54 +49,43 @@ class Faces(NamedTuple):
 
 def augment_faces(
     faces: Faces,
-    alone: Callable[[Tensor], Tensor] = augment,
-    alike: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = augment_alike,
+    change: Callable[[Tensor], Tensor] = augment,
+    change_target: Callable[[Tensor], Tensor] = jitter,
 ) -> Faces:
-    """Change a batch by `alone`, or by `alike` if targets are other images than inputs."""
+    """Change inputs by `change`, and targets that are other images, with the same random draws."""
     if faces.input is faces.target:
-        images = alone(faces.input)
+        images = change(faces.input)
         return Faces(images, images)
-    return Faces(*alike(*faces))
+    rng_state = torch.get_rng_state()
+    target = change_target(faces.target)
+    torch.set_rng_state(rng_state)
+    return Faces(change(faces.input), target)
 
 
-class Start(Protocol):
-    """Initial codes and images of the refinement."""
-
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return initial codes [n, n_styles, 512] and their images [n, 3, h, w] for a batch."""
-        ...
+# From the encoder's inputs [n, 3, h, w] to initial codes [n, n_styles, 512] and their images.
+Start = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class AverageStart:
-    """Start every face from the average latent and its image."""
-
-    codes: Tensor  # [n_styles, 512]
-    image: Tensor  # [3, h, w]
-
-    @classmethod
-    def of(cls, model: RestyleModel) -> AverageStart:
-        """Return the start of `model`: the code that its first step adds to, and its image."""
-        return cls(start_codes(model, 1, None)[0], average_image(model))
-
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Start`."""
-        n = len(inputs)
-        return self.codes.expand(n, -1, -1), self.image.expand(n, -1, -1, -1)
+def average_start(model: RestyleModel) -> Start:
+    """Start every face from the code that the first step of `model` adds to, and its image."""
+    code, image = start_codes(model, 1, None)[0], average_image(model)
+    return lambda inputs: (
+        code.expand(len(inputs), -1, -1),
+        image.expand(len(inputs), -1, -1, -1),
+    )
 
 
-@dataclass(frozen=True)
-class ModelStart:
-    """Start every face from another model's inversion: encoder bootstrapping (ReStyle, sec. 5)."""
+def model_start(model: RestyleModel, rows: int) -> Start:
+    """Start every face from the first step of another model: bootstrapping (ReStyle, sec. 5).
 
-    model: RestyleModel
-    steps: int = 1
-    rows: int | None = None  # of the codes, the first ones; None: all
+    Of its codes the first `rows` are used.
+    """
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Start`."""
-        inversion = invert(self.model, inputs, steps=self.steps)
-        return inversion.w_plus[:, -1, : self.rows], inversion.step_images[:, -1]
+    def start(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        inversion = invert(model, inputs, steps=1)
+        return inversion.w_plus[:, -1, :rows], inversion.step_images[:, -1]
+
+    return start
 
 
 @dataclass(frozen=True)
@@ -118,34 +109,17 @@ class EncoderPlan:
         return self.early_steps if early and self.early_steps else self.steps
 
 
-def make_render(
-    model: RestyleModel, size: tuple[int, int] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Return a function from codes [n, n_styles, 512] to images [n, 3, *size].
-
-    `size` is the encoder's input size by default. Gradients pass through it.
-    """
-    shown = size or model.input_size
-
-    def render(codes: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(model.frame(model.generator(codes)), shown)
-
-    return render
+def render(model: RestyleModel, size: tuple[int, int], codes: Tensor) -> Tensor:
+    """Return the images [n, 3, *size] of `codes` [n, n_styles, 512]; gradients pass through."""
+    return F.adaptive_avg_pool2d(model.frame(model.generator(codes)), size)
 
 
-def make_chunked_render(
-    model: RestyleModel, size: tuple[int, int] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Return `make_render`'s function without gradients, in the chunks of an inversion.
+def render_in_chunks(model: RestyleModel, size: tuple[int, int], codes: Tensor) -> Tensor:
+    """Return `render`'s images without gradients, in the chunks of an inversion.
 
     Fifty faces of 1024 px at once would need 35 GB.
     """
-    shown = size or model.input_size
-
-    def render(codes: Tensor) -> Tensor:
-        return torch.stack([pooled(frame, shown) for frame in render_each(model, codes)])
-
-    return render
+    return torch.stack([pooled(frame, size) for frame in render_each(model, codes)])
 
 
 def refine(
@@ -194,10 +168,10 @@ class EncoderTask(Task[Faces]):
         late = staged_plans or (previous and previous.optimiser)
         self.late = late_heads(self.network) if late else []
         self.networks, self.augment = networks or {}, augment
-        self.start = start or AverageStart.of(model)
+        self.start = start or average_start(model)
         size = model.frame_size if plan.full_size else model.input_size
-        self.render = make_render(model, size)
-        self.chunked_render = make_chunked_render(model, size)
+        self.render = partial(render, model, size)
+        self.chunked_render = partial(render_in_chunks, model, size)
         self.latent_avg, self.n_styles = model.latent_avg, model.n_styles
         self.single_pass = model.single_pass
         self._codes: Tensor | None = None
@@ -327,7 +301,7 @@ class EncoderTask(Task[Faces]):
 def distances(rendered: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return L2 [n] and LPIPS [n]; images below 128 px are enlarged to that for LPIPS."""
     clamped = rendered.clamp(-1, 1)
-    l2 = (clamped - target).square().mean(dim=(1, 2, 3))
+    l2 = mean_squared_error(clamped, target)
     size = [max(128, side) for side in target.shape[-2:]]
     large = [F.interpolate(images, size=size, mode="bilinear") for images in (clamped, target)]
     return l2, load_lpips(str(target.device))(*large)

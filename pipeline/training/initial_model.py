@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -192,9 +193,8 @@ def _fits(value: Tensor, current: Tensor) -> bool:
 
 def _body_name(key: str) -> str:
     """Return the encoders' name of a torch ResNet key: `layer2.0.conv1` to `body.3.conv1`."""
-    layer, _, rest = key.partition(".")
-    if not layer.startswith("layer") or not layer[5:].isdigit():
+    match = re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", key)
+    if match is None:
         return key
-    index, _, name = rest.partition(".")
-    before = sum(RESNET34_LAYERS[: int(layer[5:]) - 1])
-    return f"body.{before + int(index)}.{name}"
+    before = sum(RESNET34_LAYERS[: int(match[1]) - 1])
+    return f"body.{before + int(match[2])}.{match[3]}"

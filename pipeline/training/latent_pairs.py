@@ -21,34 +21,41 @@ from pipeline.storage.readers.pairs import code_members, pair_members
 
 @dataclass(frozen=True)
 class LatentPairs:
-    """W codes and the images rendered from them."""
+    """W codes, the images rendered from them, and other images that a generator is to render."""
 
     w: Tensor  # float32 [n, 512]
     images: Tensor  # uint8 [n, 3, size, size]
+    targets: Tensor | None = None  # uint8 [n, 3, s, s]; None: `images`
 
     def __len__(self) -> int:
         return len(self.w)
 
+    def __getitem__(self, part: slice) -> LatentPairs:
+        targets = None if self.targets is None else self.targets[part]
+        return LatentPairs(self.w[part], self.images[part], targets)
+
+    @property
+    def rendered(self) -> Tensor:
+        """Images that a generator is to render."""
+        return self.images if self.targets is None else self.targets
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes [b, 512] and images [b, 3, size, size] in [-1, 1] at `index` [b]."""
-        return self.w[index], from_levels(self.images[index])
+        """Return codes [b, 512] and images to render, [b, 3, s, s] in [-1, 1], at `index` [b]."""
+        return self.w[index], from_levels(self.rendered[index])
 
     def split(self, held_out: int) -> tuple[LatentPairs, LatentPairs]:
         """Return all but the last `held_out` pairs, and the last `held_out`."""
         edge = len(self) - held_out
-        return LatentPairs(self.w[:edge], self.images[:edge]), LatentPairs(
-            self.w[edge:], self.images[edge:]
-        )
+        return self[:edge], self[edge:]
 
 
 def load_pairs(shards: Sequence[str | Path], size: int) -> LatentPairs:
     """Read every pair of `shards`, images reduced to `size` pixels by exact block means.
 
     A shard is the path or fsspec URI of a tar with `<key>.jpg` and `<key>.w.npy` (float16 [512]).
-    The pairs of a shard are in the order of their keys. Raises `InputError` when there is no shard
-    or one is not a tar of pairs, and `StorageError`.
+    The pairs of a shard are in the order of their keys. Raises `InputError` when one is not a tar
+    of pairs, and `StorageError`.
     """
-    _check_any(shards)
     codes: list[NDArray[np.float32]] = []
     images: list[NDArray[np.uint8]] = []
     for shard in map(str, shards):
@@ -67,16 +74,10 @@ def load_codes(shards: Sequence[str | Path]) -> Tensor:
 
     They are the real w of a discriminator. Raises as `load_pairs` does, but needs no images.
     """
-    _check_any(shards)
     codes = [
         _w(key, code, shard) for shard in map(str, shards) for key, code in code_members(shard)
     ]
     return torch.from_numpy(np.stack(codes))
-
-
-def _check_any(shards: Sequence[str | Path]) -> None:
-    if not shards:
-        raise InputError("no pair shards: pass the folder that holds pairs-*.tar")
 
 
 def _w(key: str, code: NDArray[np.float32], shard: str) -> NDArray[np.float32]:

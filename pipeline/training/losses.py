@@ -134,18 +134,6 @@ class ShiftedLpips:
         )
 
 
-class _CosineDistance:
-    """Mean of 1 - cosine between the features of images and those of a batch of targets."""
-
-    def __init__(self, network: FeatureNetwork, target: Tensor) -> None:
-        self.network = network
-        with torch.no_grad():
-            self.features = network.embed(target)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return (1 - (self.network.embed(images) * self.features).sum(dim=1)).mean()
-
-
 class ImageLoss:
     """Weighted sum of image terms against one batch of targets [n, 3, h, w].
 
@@ -168,7 +156,10 @@ class ImageLoss:
         self, name: str, target: Tensor, networks: Mapping[str, FeatureNetwork]
     ) -> Callable[[Tensor], Tensor]:
         if name in networks:
-            return _CosineDistance(networks[name], target)
+            network = networks[name]
+            with torch.no_grad():
+                features = network.embed(target)
+            return lambda images: (1 - (network.embed(images) * features).sum(dim=1)).mean()
         if name.endswith("_crop"):
             whole = self._term(name.removesuffix("_crop"), central_crop(target), networks)
             return lambda images: whole(central_crop(images))

@@ -7,7 +7,7 @@ The official e4e program stores these with the weights (`global_step`, `discrimi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -135,49 +135,38 @@ def optimiser_state(
     if name != optimiser:
         return None, f"the file's is {name}, this training's is {optimiser}"
     encoder.requires_grad_(True)  # as in the training
-    groups = optimisers.groups_of(encoder, late_heads(encoder))
     state = stored["state"]
-    order = {id(weight): place for place, weight in enumerate(encoder.parameters())}
-    for group in groups:
-        for weight in group["params"]:
-            if not _fits(state.get(order[id(weight)]), weight, _STATE_KEYS[name]):
-                return None, "the file's belongs to other weights"
-    return _converted(state, groups, order, name)
+    entry_of = {id(weight): state.get(place) for place, weight in enumerate(encoder.parameters())}
+    groups = [group["params"] for group in optimisers.groups_of(encoder, late_heads(encoder))]
+    weights = [weight for group in groups for weight in group]
+    entries = {number: entry_of[id(weight)] for number, weight in enumerate(weights)}
+    if not all(_fits(entries[number], weight, name) for number, weight in enumerate(weights)):
+        return None, "the file's belongs to other weights"
+    steps = [{_steps_of(entry_of[id(weight)]) for weight in group} for group in groups]
+    if name == "ranger" and any(len(counts) > 1 for counts in steps):  # counts per group here
+        return None, "the file's has different step counts within one part of the encoder"
+    kept = {n: _converted(entry, name) for n, entry in entries.items() if entry is not None}
+    return {"state": kept, "steps": [max(counts) for counts in steps]}, ""
 
 
-def _fits(entry: Any, weight: nn.Parameter, keys: Sequence[str]) -> bool:
+def _fits(entry: Any, weight: nn.Parameter, name: str) -> bool:
     """Return whether an optimiser's entry, if there is one, has the shapes of `weight`."""
     if entry is None:
         return True
-    shapes = [getattr(entry.get(key), "shape", None) for key in keys]
-    return "step" in entry and all(shape == weight.shape for shape in shapes)
+    if not isinstance(entry, Mapping) or "step" not in entry:
+        return False
+    shapes = [getattr(entry.get(key), "shape", None) for key in _STATE_KEYS[name]]
+    return all(shape == weight.shape for shape in shapes)
 
 
-def _converted(
-    state: Mapping[int, Mapping[str, Any]],
-    groups: Sequence[Mapping[str, Any]],
-    order: Mapping[int, int],
-    name: str,
-) -> tuple[dict[str, Any] | None, str]:
-    """Return the state in this project's groups; Ranger here counts steps per group."""
-    entries: dict[int, dict[str, Any]] = {}
-    steps, number = [], 0
-    for group in groups:
-        counts = set()
-        for weight in group["params"]:
-            entry = state.get(order[id(weight)])
-            if entry is not None:
-                counts.add(int(entry["step"]))
-                entries[number] = {key: entry[key] for key in _STATE_KEYS[name]}
-                if name == "adam":
-                    entries[number]["step"] = torch.tensor(float(entry["step"]))
-            else:
-                counts.add(0)
-            number += 1
-        if name == "ranger" and len(counts) > 1:
-            return None, "the file's has different step counts within one part of the encoder"
-        steps.append(counts.pop())
-    return {"state": entries, "steps": steps}, ""
+def _steps_of(entry: Mapping[str, Any] | None) -> int:
+    return 0 if entry is None else int(entry["step"])
+
+
+def _converted(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an entry in the layout of this project's optimiser."""
+    kept = {key: entry[key] for key in _STATE_KEYS[name]}
+    return kept | {"step": torch.tensor(float(entry["step"]))} if name == "adam" else kept
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, converted: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config_loading import FaceSearch
+from pipeline.choices import EARLIER_SEARCH
 from pipeline.errors import ConfigError, FingerprintError, printable
 from pipeline.storage import OutputKind, Store, canonical_uri
 from pipeline.storage.output_check import first_names
@@ -149,8 +149,7 @@ def _comparable(config: TrainConfig) -> dict[str, Any]:
     URIs are canonical. Face search settings are not compared for prealigned images, which do not
     use them.
     """
-    names = FaceSearch.model_fields if config.prealigned else ()
-    unused = {name: EARLIER_VALUES[name] for name in names}
+    unused = EARLIER_SEARCH if config.prealigned else {}
     uris = {"input": canonical_uri(config.input)}
     if config.target:
         uris["target"] = canonical_uri(config.target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.models import ModelCard, RestyleModel, save_bundle
+from pipeline.models import RestyleModel, save_bundle
 from pipeline.models.official import original_refuses, save_official
 from pipeline.models.pixels import from_levels
 from pipeline.storage import Store
 from pipeline.storage.readers.pairs import pair_tars
-from pipeline.training.augment import flip_alike, flip_half
-from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.augment import flip_half
 from pipeline.training.config import TrainConfig
-from pipeline.training.data import CropPairs, Crops, random_batches, windowed
+from pipeline.training.data import CropPairs, Crops, windowed
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
 from pipeline.training.e4e import Adversary
-from pipeline.training.encoder_task import EncoderTask, Faces, augment_faces
+from pipeline.training.encoder_task import EncoderPlan, EncoderTask, Faces, augment_faces
 from pipeline.training.initial_model import mapped_codes, start_digest, starting_model
 from pipeline.training.latent_pairs import load_codes
 from pipeline.training.official_resume import continuation_of
@@ -37,7 +36,7 @@ from pipeline.training.paper_defaults import (
     feature_networks,
 )
 from pipeline.training.resume_check import ENCODER, Origin, check_settings, save_settings
-from pipeline.training.train_log import TensorBoard, TrainLog, summary_writer
+from pipeline.training.train_log import summary_writer
 from pipeline.training.trainer import LoopPlan, Trained, train
 
 BUNDLE, OFFICIAL = "bundle", "official.pt"
@@ -65,7 +64,7 @@ def loop_plan(config: TrainConfig) -> LoopPlan:
 def augmentation(config: TrainConfig) -> Callable[[Faces], Faces]:
     """Return the augmentation of a batch; the target gets the same change as the input."""
     if config.augment == "flip":
-        return partial(augment_faces, alone=flip_half, alike=flip_alike)
+        return partial(augment_faces, change=flip_half, change_target=flip_half)
     return augment_faces
 
 
@@ -90,11 +89,10 @@ def split_counts(crops: Crops | CropPairs, held_out: int, batch: int = 1) -> lis
 
 def faces_at(crops: Crops | CropPairs, index: Tensor, degrader: Degrader | None = None) -> Faces:
     """Return inputs and targets of the crops at `index` [b]."""
-    inputs = crops.images(index)
-    if isinstance(crops, Crops) and degrader is None:
+    inputs, targets = crops.pairs(index)
+    if inputs is targets and degrader is None:
         images = from_levels(inputs)
         return Faces(images, images)
-    targets = crops.target_images(index)
     if degrader:
         inputs = torch.stack(
             [_degraded(image, degrader, int(n)) for image, n in zip(inputs, index, strict=True)]
@@ -106,23 +104,6 @@ def _degraded(image: Tensor, degrader: Degrader, number: int) -> Tensor:
     """Return one degraded crop, uint8 [3, h, w]."""
     damaged = degrader(image.permute(1, 2, 0).contiguous().numpy(), number)
     return torch.from_numpy(np.array(damaged)).permute(2, 0, 1)
-
-
-def crop_batches(
-    crops: Crops | CropPairs,
-    counts: list[int],
-    plan: LoopPlan,
-    group: Group,
-    degrader: Degrader | None = None,
-) -> Callable[[int], Iterator[Faces]]:
-    """Return a function from a batch number to this process's batches from it on."""
-
-    def batches(first: int) -> Iterator[Faces]:
-        order = windowed(counts, crops.window)
-        for index in random_batches(sum(counts), plan.batch, plan.seed, first, order):
-            yield faces_at(crops, group.share(index), degrader)
-
-    return batches
 
 
 def _real_codes(config: TrainConfig, model: RestyleModel) -> Callable[[int], Tensor]:
@@ -193,23 +174,24 @@ def train_restyle(
     degrader = Degrader(config.degrade, config.seed) if config.degrade else None
     held_out = faces_at(crops, torch.arange(sum(counts), len(crops)), degrader)
     task = make_task(config, model, held_out)
-    open_tensorboard = (
-        partial(TensorBoard, store) if config.tensorboard and group.is_main_process else None
-    )
     trained = train(
         plan,
         task,
-        crop_batches(crops, counts, plan, group, degrader),
-        Checkpoints(store, ENCODER),
-        TrainLog(store, ENCODER, open_tensorboard),
+        sum(counts),
+        partial(faces_at, crops, degrader=degrader),
+        store,
+        ENCODER,
         group,
+        shuffled=windowed(counts, crops.window),
+        tensorboard=config.tensorboard,
     )
-    before = task.plan.images_before
-    return write_models(config, model, trained, len(crops), before) if group.is_main_process else {}
+    if not group.is_main_process:
+        return {}
+    return write_models(config, task.plan, model, trained, len(crops))
 
 
 def write_models(
-    config: TrainConfig, model: RestyleModel, trained: Trained, crops: int, images_before: int = 0
+    config: TrainConfig, plan: EncoderPlan, model: RestyleModel, trained: Trained, crops: int
 ) -> dict[str, Any]:
     """Load the best encoder weights into `model` and write it as a bundle.
 
@@ -219,35 +201,28 @@ def write_models(
     model.encoder.load_state_dict(trained.best.state_dict())
     model.requires_grad_(False).eval()
     notes = {"trained_images": trained.best_images, "crops": crops, "from": model.card.name}
-    if images_before:  # of the training that this one continued
-        notes["images_before"] = images_before
-    model.card = ModelCard(
-        model.card.name,
-        model.domain,
-        model.card.source,
-        model.card.licence,
-        notes,
-    )
+    if plan.images_before:  # of the training that this one continued
+        notes["images_before"] = plan.images_before
+    model.card = dataclasses.replace(model.card, notes=notes)
     store = Store(config.output)
     save_bundle(model, store.uri(BUNDLE))
     written = {"bundle": store.uri(BUNDLE), "official": None, "best_images": trained.best_images}
     if refused := original_refuses(model):
         return {**written, "no_official": refused}
-    save_official(model, store.uri(OFFICIAL), _official_options(config, model))
+    save_official(model, store.uri(OFFICIAL), _official_options(config, plan))
     return {**written, "official": store.uri(OFFICIAL)}
 
 
-def _official_options(config: TrainConfig, model: RestyleModel) -> dict[str, Any]:
-    plan = encoder_plan(config, model)
-    weights = dataclasses.asdict(plan.images)
+def _official_options(config: TrainConfig, plan: EncoderPlan) -> dict[str, Any]:
+    weights = plan.images
     return {
         "batch_size": config.batch,
         "learning_rate": config.rate,
         "optim_name": config.optimiser,
-        "l2_lambda": weights["l2"],
-        "lpips_lambda": weights["lpips"],
-        "id_lambda": weights["identity"],
-        "moco_lambda": weights["moco"],
+        "l2_lambda": weights.l2,
+        "lpips_lambda": weights.lpips,
+        "id_lambda": weights.identity,
+        "moco_lambda": weights.moco,
         "w_norm_lambda": plan.w_norm,
         "n_iters_per_batch": plan.steps,
         "max_steps": config.images // config.batch,

@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class TensorBoard:
     installed.
     """
 
-    def __init__(self, store: Store, images: int = 0) -> None:
+    def __init__(self, store: Store, images: int) -> None:
         self.store = store
         self.folder = tempfile.TemporaryDirectory(prefix="tensorboard-")
         self.writer = summary_writer()(self.folder.name, purge_step=images + 1)
@@ -52,9 +52,8 @@ class TensorBoard:
             if name == "images":
                 continue
             if isinstance(value, list):
-                steps = {f"step_{step}": number for step, number in enumerate(value, start=1)}
-                for step, number in steps.items():
-                    self.writer.add_scalar(f"{name}/{step}", number, images)
+                for step, number in enumerate(value, start=1):
+                    self.writer.add_scalar(f"{name}/step_{step}", number, images)
             else:
                 self.writer.add_scalar(name, value, images)
         self._copy()
@@ -85,13 +84,8 @@ class TrainLog:
     lost to a kill and without the time between runs. NaN and infinity are written as null.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        open_tensorboard: Callable[[int], TensorBoard] | None = None,  # takes the images done
-    ) -> None:
-        self.store, self.name, self.open_tensorboard = store, name, open_tensorboard
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
         self.tensorboard: TensorBoard | None = None
         self.lines: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
@@ -105,9 +99,9 @@ class TrainLog:
         self.sums, self.count = dict(pending.get("sums", {})), int(pending.get("count", 0))
         self.since = time.monotonic() - float(pending.get("seconds", 0.0))
 
-    def begin(self, images: int) -> None:
-        """Open TensorBoard at `images`, where the run starts or resumes."""
-        self.tensorboard = self.open_tensorboard(images) if self.open_tensorboard else None
+    def open_tensorboard(self, images: int) -> None:
+        """Write events too, from `images` on, where the run starts or resumes."""
+        self.tensorboard = TensorBoard(self.store, images)
 
     @property
     def pending(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from pipeline.choices import OptimiserName
 from pipeline.errors import ConfigError, ModelError
+from pipeline.storage import Store
 from pipeline.training import optimisers
-from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.checkpoints import load_state, save_state
+from pipeline.training.data import random_batches
 from pipeline.training.distributed import Group
 from pipeline.training.train_log import TrainLog
 
@@ -52,13 +54,6 @@ def update_average(
         averaged.lerp_(weight, 1 - decay)
     for averaged_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
         averaged_buffer.copy_(buffer)
-
-
-def gradient_norm(network: nn.Module) -> Tensor:
-    """Return the L2 norm of all gradients of `network`, a scalar."""
-    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
-    norm: Tensor = nn.utils.get_total_norm(gradients)
-    return norm
 
 
 def all_finite(state: Any) -> bool:
@@ -165,12 +160,13 @@ class _Run(Generic[BatchT]):
         self,
         plan: LoopPlan,
         task: Task[BatchT],
-        checkpoints: Checkpoints,
+        store: Store,
         train_log: TrainLog,
         group: Group,
     ) -> None:
         self.plan, self.task, self.group = plan, task, group
-        self.checkpoints, self.train_log = checkpoints, train_log
+        self.store, self.train_log = store, train_log
+        self.last_name, self.best_name = f"{train_log.name}.pt", f"{train_log.name}-best.pt"
         self.live = task.network.train()
         group.share_weights(self.live)
         self.average = copy.deepcopy(self.live).requires_grad_(False).eval()
@@ -185,7 +181,7 @@ class _Run(Generic[BatchT]):
 
     def resume(self) -> None:
         """Restore the last checkpoint, if there is one."""
-        state = self.checkpoints.load()
+        state = load_state(self.store, self.last_name)
         if not state or not state["batches"]:
             self.task.begin(self.optimiser)
             return
@@ -197,8 +193,8 @@ class _Run(Generic[BatchT]):
             self.task.restore(state.get("task", {}))
         except (RuntimeError, ValueError, KeyError) as error:  # PyTorch's lists every weight
             raise ModelError(
-                f"the checkpoint '{self.checkpoints.uri}' is of another network or optimiser: "
-                "choose another output, or the model that the training started with"
+                f"the checkpoint '{self.store.uri(self.last_name)}' is of another network or "
+                "optimiser: choose another output, or the model that the training started with"
             ) from error
         self.best_score = float(state.get("best_score", float("inf")))
         self.best_images = int(state.get("best_images", 0))
@@ -216,7 +212,8 @@ class _Run(Generic[BatchT]):
         self.optimiser.zero_grad(set_to_none=True)
         losses = self.task.accumulate(batch, train_state)
         group.average_gradients(self.live)
-        norm = gradient_norm(self.live)
+        gradients = [weight.grad for weight in self.live.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         self._check({**losses, "gradient": norm})
         if plan.clip:
             nn.utils.clip_grads_with_norm_(self.live.parameters(), plan.clip, norm)
@@ -245,8 +242,9 @@ class _Run(Generic[BatchT]):
     def _diverged(self, what: str) -> ConfigError:
         # A ConfigError, so that it is not retried: the same batch would give the same result.
         return ConfigError(
-            f"the training has diverged: {what}. The last checkpoint, '{self.checkpoints.uri}', is "
-            "kept. Train to another --output with a lower --rate or --clip"
+            f"the training has diverged: {what}. The last checkpoint, "
+            f"'{self.store.uri(self.last_name)}', is kept. Train to another --output with a lower "
+            "--rate or --clip"
         )
 
     def _report_and_save(self) -> None:
@@ -268,7 +266,7 @@ class _Run(Generic[BatchT]):
         if score < self.best_score:
             self.best_score, self.best_images = score, self.images
             state = {"batches": self.batches, "score": score, "average": self.average.state_dict()}
-            self.checkpoints.save_best(state)
+            save_state(self.store, self.best_name, state)
         facts = {f"held_out_{name}": value for name, value in validation.items()}
         self.train_log.report(self.images, facts)
         cells = self.task.pictures(self.average)
@@ -289,7 +287,7 @@ class _Run(Generic[BatchT]):
         for part in ("live", "average", "optimiser", "task"):
             if not all_finite(state[part]):
                 raise self._diverged(f"after {self.images} images '{part}' has NaN or infinity")
-        self.checkpoints.save(state)
+        save_state(self.store, self.last_name, state)
         self.saved_at = time.monotonic()
 
     def result(self) -> Trained:
@@ -298,7 +296,7 @@ class _Run(Generic[BatchT]):
         if self.group.is_main_process and not math.isfinite(self.best_score):
             raise self._diverged("no validation was finite")
         best = copy.deepcopy(self.average)
-        state = self.checkpoints.load_best() if self.best_images else None
+        state = load_state(self.store, self.best_name) if self.best_images else None
         if state:
             best.load_state_dict(state["average"])
         return Trained(self.average, best, self.best_images or self.images)
@@ -307,23 +305,32 @@ class _Run(Generic[BatchT]):
 def train(
     plan: LoopPlan,
     task: Task[BatchT],
-    batches: Callable[[int], Iterator[BatchT]],  # n to this process's batches from n on
-    checkpoints: Checkpoints,
-    train_log: TrainLog,
+    count: int,  # samples
+    batch_at: Callable[[Tensor], BatchT],  # takes the numbers of samples
+    store: Store,
+    name: str,
     group: Group | None = None,
+    *,
+    shuffled: Callable[[torch.Generator], Tensor] | None = None,  # see `random_batches`
+    tensorboard: bool = False,
 ) -> Trained:
-    """Train `task` for `plan.images` images, resuming from the last checkpoint.
+    """Train `task` for `plan.images` images, resuming from the last checkpoint in `store`.
 
-    The log has the losses of the main process's share of each batch. Raises `ModelError` for a
+    Writes `<name>.pt`, the last checkpoint, `<name>-best.pt`, the best weights, and the files of
+    `TrainLog`, with the losses of the main process's share of each batch. Raises `ModelError` for a
     checkpoint that is damaged or of another network, `ConfigError` for a training that diverges
     (its last checkpoint is kept), and what the task raises.
     """
-    run = _Run(plan, task, checkpoints, train_log, group or Group())
+    group = group or Group()
+    train_log = TrainLog(store, name)
+    run = _Run(plan, task, store, train_log, group)
     run.resume()
-    train_log.begin(run.images)
+    if tensorboard and group.is_main_process:
+        train_log.open_tensorboard(run.images)
+    numbers = random_batches(count, plan.batch, plan.seed, run.batches, shuffled)
     try:
-        for batch in itertools.islice(batches(run.batches), max(0, plan.batches - run.batches)):
-            run.step(batch)
+        for index in itertools.islice(numbers, max(0, plan.batches - run.batches)):
+            run.step(batch_at(group.share(index)))
     finally:
         train_log.close()
     return run.result()

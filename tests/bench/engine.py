@@ -28,18 +28,17 @@ from pipeline.metrics.registry import PER_STEP  # noqa: E402
 from pipeline.storage import Shard, list_shards  # noqa: E402
 from pipeline.table import (  # noqa: E402
     Counts,
-    MetricSums,
-    PartIndex,
     PartRecord,
     ShardRecord,
-    Stats,
     TableWriter,
     open_for_writing,
     open_table,
-    table_stats,
 )
+from pipeline.table.part_index import PartIndex  # noqa: E402
+from pipeline.table.shard_index import table_stats  # noqa: E402
 from pipeline.table.shard_records import manifest_name  # noqa: E402
 from pipeline.table.spec import to_json  # noqa: E402
+from pipeline.table.stats import MetricSums, Stats  # noqa: E402
 from pipeline.table.status import table_status  # noqa: E402
 from tests.s3_server import make_bucket, run_server  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row  # noqa: E402

@@ -22,8 +22,9 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.table import Columns, latents_table, open_for_writing, open_table  # noqa: E402
-from pipeline.table.schema import rejects_table  # noqa: E402
+from pipeline.table import Columns, open_for_writing, open_table  # noqa: E402
+from pipeline.table.parts import write_part  # noqa: E402
+from pipeline.table.schema import latents_table, rejects_table  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row, shard  # noqa: E402
 
 REGIME = """\
@@ -80,8 +81,13 @@ def write_table(root: Path, faces: int, seed: int) -> None:
     table = open_for_writing(str(root), description, part_size=PART)
     part, none = template(), rejects_table([], shard().shard_id)
     parts = [
-        table.write_tables(
-            shard(), number, samples=PART, latents=drawn(part, number, seed), rejects=none
+        write_part(
+            table.store,
+            table.part_key(shard(), number),
+            drawn(part, number, seed),
+            none,
+            samples=PART,
+            metrics=description.metrics,
         )
         for number in range(-(-faces // PART))
     ]

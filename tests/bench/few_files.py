@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))
 from pipeline.interop.file_series import Series, SeriesOptions  # noqa: E402
 from pipeline.interop.parquet_codes import ParquetCodes  # noqa: E402
 from pipeline.interop.parquet_files import export_parquet  # noqa: E402
-from pipeline.table import Columns, latents_table, open_for_writing, open_table  # noqa: E402
-from pipeline.table.schema import rejects_table  # noqa: E402
+from pipeline.table import Columns, open_for_writing, open_table  # noqa: E402
+from pipeline.table.parts import write_part  # noqa: E402
+from pipeline.table.schema import latents_table, rejects_table  # noqa: E402
 from pipeline.table.selection import Selection  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row, shard  # noqa: E402
 
@@ -62,7 +63,9 @@ def write_table(root: Path, faces: int, n_styles: int) -> None:
         for part in range(min(PARTS, total - first)):
             rows = _part(template, source.shard_id, (first + part) * PART, pool)
             none = rejects_table([], source.shard_id)
-            parts.append(table.write_tables(source, part, samples=PART, latents=rows, rejects=none))
+            key = table.part_key(source, part)
+            metrics = DESCRIPTION.metrics
+            parts.append(write_part(table.store, key, rows, none, samples=PART, metrics=metrics))
         table.commit_shard(source, parts)
 
 

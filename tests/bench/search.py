@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.table import Columns, latents_table, open_for_writing, open_table  # noqa: E402
+from pipeline.table import Columns, open_for_writing, open_table  # noqa: E402
 from pipeline.table.parts import LATENTS, part_name  # noqa: E402
+from pipeline.table.schema import latents_table  # noqa: E402
 from pipeline.table.selection import Selection  # noqa: E402
 from tests.table.rows import DESCRIPTION, face_row, shard  # noqa: E402
 

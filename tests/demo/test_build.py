@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from pipeline.demo.build import DemoData, build, draw_cartoons
+from pipeline.demo.build import build, draw_cartoons
 from pipeline.demo.discriminator import DiscriminatorPlan
 from pipeline.demo.plans import CARTOON, FACES, GrowthPlan
 from pipeline.errors import FingerprintError
@@ -39,11 +39,11 @@ def small(plan):
 
 
 @pytest.fixture(scope="module")
-def photos() -> DemoData:
+def photos() -> LatentPairs:
     torch.manual_seed(0)
     w = torch.randn(24, 512)
     colour = (127 + 60 * w[:, :3]).clamp(0, 255).byte()
-    return DemoData(LatentPairs(w, colour[:, :, None, None].expand(-1, -1, 64, 64).contiguous()))
+    return LatentPairs(w, colour[:, :, None, None].expand(-1, -1, 64, 64).contiguous())
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +100,19 @@ def test_later_steps_lower_the_distance(base):
 
 
 def test_cached_cartoons_match_images_and_size(photos, tmp_path):
-    dark = LatentPairs(photos.pairs.w, 255 - photos.pairs.images)
+    dark = LatentPairs(photos.w, 255 - photos.images)
     expected = draw_cartoons(dark, 16, str(tmp_path / "fresh")).targets
-    draw_cartoons(photos.pairs, 16, str(tmp_path / "used"))
+    draw_cartoons(photos, 16, str(tmp_path / "used"))
     assert torch.equal(draw_cartoons(dark, 16, str(tmp_path / "used")).targets, expected)
     assert draw_cartoons(dark, 8, str(tmp_path / "used")).targets.shape == (24, 3, 8, 8)
 
 
 def test_cartoon_model_keeps_the_base_w_space(base, photos, tmp_path):
     model, _ = base
-    drawn = draw_cartoons(photos.pairs, 32, str(tmp_path))
+    drawn = draw_cartoons(photos, 32, str(tmp_path))
     assert drawn.targets is not None
     assert drawn.targets.shape == (24, 3, 32, 32)
-    again = draw_cartoons(photos.pairs, 32, str(tmp_path))
+    again = draw_cartoons(photos, 32, str(tmp_path))
     assert torch.equal(again.targets, drawn.targets)
     toon, _ = build(small(CARTOON), drawn, str(tmp_path), model)
     assert toon.name == "demo-toonify"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.editing.direction_fit import (
@@ -22,7 +24,7 @@ from pipeline.editing.labels import FOLDS, Labels, fold_of, read_labels
 from pipeline.errors import ConfigError, InputError, RequestError
 from pipeline.table import open_table
 from pipeline.table.selection import Selection
-from tests.table.rows import N_STYLES, face_row, shard, writer
+from tests.table.rows import N_STYLES, face_row, shard, state_of, writer
 
 FACES = 400
 DRAWS = np.random.default_rng(0)
@@ -54,7 +56,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     table, source = writer(root, part_size=FACES), shard()
     table.write_part(source, 0, samples=FACES, latents=rows, rejects=[])
-    table.commit_shard(source, table.state(source).parts.values())
+    table.commit_shard(source, state_of(table, source).parts.values())
     return root
 
 
@@ -137,7 +139,7 @@ def test_equal_codes_are_refused(tmp_path: Path, method: str) -> None:
     ]
     table, source = writer(tmp_path / "table", part_size=30), shard()
     table.write_part(source, 0, samples=30, latents=rows, rejects=[])
-    table.commit_shard(source, table.state(source).parts.values())
+    table.commit_shard(source, state_of(table, source).parts.values())
     selection = Selection(open_table(str(tmp_path / "table")))
     with pytest.raises(RequestError, match="the codes of the 30 faces are equal"):
         fitted(Labels(selection, column="yaw > 14"), method=method)
@@ -191,6 +193,7 @@ def test_a_file_of_labels_is_matched_by_key(labels: Make, tmp_path: Path) -> Non
         ("name,smile\na,1\n", "has no column 'image_id'"),
         ("key,smile\na,1\na,2\n", "'a' has two labels"),
         ("key,smile\na,\n", "has no labels"),
+        ("key,smile,smile\na,1,2\n", "has two columns 'smile'"),
         ("key,smile\na,1,2\n", "not a CSV or .parquet file, or damaged"),
     ],
 )
@@ -198,6 +201,14 @@ def test_a_wrong_file_of_labels_is_refused(tmp_path: Path, content: str, said: s
     path = tmp_path / "labels.csv"
     path.write_text(content)
     with pytest.raises(InputError, match=said):
+        read_labels(str(path), "smile")
+
+
+@pytest.mark.parametrize("keys", [[[1], [2]], [b"\xff", b"b"]])
+def test_keys_that_are_no_texts_are_refused(tmp_path: Path, keys: list[Any]) -> None:
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"key": keys, "smile": [1.0, 2.0]}), path)
+    with pytest.raises(InputError, match=r"not a CSV .* or damaged \((Unsupp|Invalid)"):
         read_labels(str(path), "smile")
 
 
@@ -231,7 +242,7 @@ def test_logistic_needs_two_classes_in_w(labels: Make) -> None:
 
 def test_moments_of_parts_add_up() -> None:
     codes, y = DRAWS.standard_normal((20, 2, 512)), DRAWS.standard_normal(20)
-    whole, first, second = (Moments(2, with_products=True) for _ in range(3))
+    whole, first, second = (Moments.zero(2, with_products=True) for _ in range(3))
     whole.add(codes, y)
     first.add(codes[:7], y[:7])
     second.add(codes[7:], y[7:])

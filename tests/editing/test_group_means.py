@@ -39,3 +39,8 @@ def test_too_many_groups_and_wrong_sql_are_refused(make_table: TableMaker) -> No
     for wrong in ("height +", "nothing", "1) FROM rejects --", "read_text('/etc/passwd')"):
         with pytest.raises(RequestError, match=r"^--group-by .* failed: "):
             group_means(Selection(table), wrong)
+
+
+def test_an_expression_that_changes_is_refused(make_table: TableMaker) -> None:
+    with pytest.raises(RequestError, match="when it was computed again"):
+        group_means(Selection(make_table(width=[1, 2, 3])), "random()")

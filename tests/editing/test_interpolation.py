@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.editing.rendering import interpolate, walk, walk_length
+from pipeline.editing.rendering import CodeSequence, interpolate, walk, walk_over
 from pipeline.errors import ConfigError, RequestError
 from tests.editing.conftest import code
 
@@ -24,8 +24,9 @@ def test_interpolation_is_linear_and_exact_at_its_ends() -> None:
 
 @pytest.mark.parametrize(("closed", "visits"), [(False, {0: A, 3: B, 6: C}), (True, {0: A, 6: C})])
 def test_walk_meets_each_face_once(closed: bool, visits: dict[int, np.ndarray]) -> None:
-    codes = list(walk([A, B, C], 4, closed=closed))
-    assert len(codes) == walk_length(3, 4, closed=closed) == (9 if closed else 7)
+    sequence = walk_over(CodeSequence([A, B, C], 3), 4, closed=closed)
+    codes = list(sequence.codes)
+    assert len(codes) == sequence.count == (9 if closed else 7)
     for place, face in visits.items():
         assert np.array_equal(codes[place], face)
     if closed:

@@ -15,7 +15,7 @@ from pipeline.editing.labels import Labels
 from pipeline.models.pixels import to_unit
 from pipeline.table import Columns
 from pipeline.table.selection import Selection
-from tests.table.rows import face_row, shard, writer
+from tests.table.rows import face_row, shard, state_of, writer
 
 GROUPS = 4
 
@@ -36,7 +36,7 @@ def test_smiles_of_others_are_ordered(shared: Path, tmp_path: Path) -> None:
     ]
     table = writer(tmp_path / "table", part_size=len(rows), columns=Columns(model.n_styles))
     table.write_part(shard(), 0, samples=len(rows), latents=rows, rejects=[])
-    table.commit_shard(shard(), table.state(shard()).parts.values())
+    table.commit_shard(shard(), state_of(table, shard()).parts.values())
 
     settings = FitSettings("ridge", "w+")
     reference = model.latent_avg.double().numpy()

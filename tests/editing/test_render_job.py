@@ -129,11 +129,15 @@ def test_folder_gets_a_picture_per_face(
     ("output", "flags", "message"),
     [
         ("x.jpg", [], "name a grid *.png, an animation .webp, .gif, .mp4, or a folder"),
-        ("x.webp", ["--columns", "2"], "--columns is for a grid (*.png); --output"),
+        ("x.webp", ["--columns", "2"], "--columns is for a grid (*.png), not for an animation"),
         ("x.gif", ["--mix", "a:0-"], "--mix is for a grid"),
         ("x.png", ["--fps", "9"], "--fps is for an animation"),
         ("x.gif", ["--fps", "60"], "1 to 50 frames per second"),
-        ("out", ["--frames", "3"], "--frames is for a grid (*.png) or an animation; --output"),
+        (
+            "out",
+            ["--frames", "3"],
+            "a grid (*.png) or an animation, not for a folder",
+        ),
         ("x.png", ["--closed"], "--closed is for walks: give --frames too"),
         ("x.png", ["--ids", "a", "--where", "true"], "--where chooses faces, but --ids names them"),
         ("x.png", ["--ids", "a", "--group-by", "l2"], "--group-by and --ids do not go together"),

@@ -20,7 +20,9 @@ from pipeline.images import Rejection, RejectReason
 from pipeline.inversion.methods import Method
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import Shard
-from pipeline.table import Columns, Counts, initial_codes_schema, latents_table
+from pipeline.table import Columns, Counts
+from pipeline.table.initial_codes import initial_codes_schema
+from pipeline.table.schema import latents_table
 from tests.engine.faces import face, start_of
 
 

@@ -19,7 +19,8 @@ from pipeline.engine.run import run_job
 from pipeline.engine.stages import Align, Read, Write
 from pipeline.errors import FingerprintError
 from pipeline.storage import Store, list_shards
-from pipeline.table import RunRecord, Table, open_table, write_card
+from pipeline.table import RunRecord, Table, open_table
+from pipeline.table.card import write_card
 from pipeline.table.status import table_status
 from tests.faults.light import execute_in_order
 from tests.faults.stages import HASHED, HashedInvert
@@ -88,7 +89,8 @@ def test_counts_of_committed_shards_survive_a_restart(config_of: ConfigOf, mixed
     assert again["left_out"] == COUNTS | {".json": 1}, "no tar is read again"
     assert card_of(table) == before
     table.store.remove("README.md")
-    assert write_card(table) == before, "the manifests and the accounts of runs tell it"
+    write_card(table)
+    assert card_of(table) == before, "the manifests and the accounts of runs tell it"
 
 
 def test_another_listing_changes_the_card_alone(config_of: ConfigOf, mixed: Path) -> None:

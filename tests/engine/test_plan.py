@@ -21,7 +21,9 @@ from pipeline.errors import (
 from pipeline.models import load_model, save_bundle
 from pipeline.storage import ReadOptions, Shard, list_shards
 from pipeline.storage.file_types import Kind
-from pipeline.table import SCHEMA_VERSION, PartRecord, ShardState
+from pipeline.table import PartRecord
+from pipeline.table.resume import ShardState
+from pipeline.table.schema import SCHEMA_VERSION
 from tests.storage.archives import write_files, write_parquet, write_tar
 
 ConfigOf = Callable[..., JobConfig]

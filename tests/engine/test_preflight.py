@@ -54,6 +54,7 @@ JOBS = {
         (["--model", "nowhere.pt"], "no model file at nowhere.pt"),
         (["--images", "nowhere"], "nowhere' does not exist"),
         (["--images", "photos", "--identity", "dlip"], "no identity network is called 'dlip'"),
+        (["--images", "photos", "--search-pixels", "x"], "--search-pixels: input should be"),
         (["--no-prealigned"], "--prealigned is for images"),
         (["--icc", "ignore"], "--icc is for images"),
         (["--output", "photos"], "nothing is written among other files"),
@@ -61,7 +62,7 @@ JOBS = {
     "edit_latents": [
         ([], "empty' is not a table"),
         (["--as", "table"], "--as table writes a folder"),
-        (["--fps", "5"], "--fps is for --as video, not for grid"),
+        (["--fps", "5"], "--fps is for --as video, not for --as grid"),
     ],
     "fit_direction": [
         ([], "empty' is not a table"),

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.alignment import AlignmentSettings
 from pipeline.engine.cluster import Resources
-from pipeline.engine.training.crops import plan_crops
+from pipeline.engine.training.crops import CropPlan, plan_crops
 from pipeline.engine.training.run import (
     _failures,
+    _reporting_log,
     _trainer,
     begin_event,
     check_workers,
     run_training,
 )
-from pipeline.errors import ConfigError, FingerprintError, InputError, PipelineError, RequestError
+from pipeline.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    PipelineError,
+    RequestError,
+    StorageError,
+)
 from pipeline.storage import Store
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, put_index
-from pipeline.training.resume_check import save_settings
+from pipeline.training.resume_check import Origin, save_settings
 
 
 def test_other_settings_are_refused_before_any_work(five_images: TrainConfig) -> None:
@@ -102,22 +114,43 @@ def test_wrong_requests_are_refused_before_cutting_crops(
     assert not Path(five_images.output).exists()
 
 
+def test_an_unreadable_log_is_read_again(
+    five_images: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, lines, failed = itertools.count(), list[str](), threading.Event()
+
+    def read_reports(*_: object) -> list[dict[str, int]]:
+        call = next(calls)
+        if call == 1:
+            failed.set()
+            raise StorageError("the bucket does not answer")
+        return [{"images": 8}] if call else []
+
+    monkeypatch.setattr("pipeline.engine.training.run.read_reports", read_reports)
+    monkeypatch.setattr("pipeline.engine.training.run.POLL_S", 0.01)
+    with _reporting_log(five_images, lines.append):
+        assert failed.wait(10)
+    assert lines == ['{"images": 8}']
+
+
 def test_the_start_event_counts_the_crops(five_images: TrainConfig) -> None:
     store = Store(five_images.output)
     facts = {"samples": 9, "rejects_by_reason": {"undecodable": 1}}
     put_index(store, [CropFile("a", 5), CropFile("b", 3)], facts)
     config = five_images.model_copy(update={"held_out": 2, "batch": 4})
-    assert begin_event(config, store) == facts | {
+    plan = CropPlan(Origin("crops", "start"), [], AlignmentSettings(), store)
+    assert begin_event(config, plan) == facts | {
         "event": "training_begins",
         "crops": 8,
         "held_out": 2,
         "trained_on": 6,
     }
-    assert begin_event(config, store, {"stage": 2})["goes_on_with"] == {"stage": 2}
+    continuing = replace(plan, continued_from={"stage": 2})
+    assert begin_event(config, continuing)["goes_on_with"] == {"stage": 2}
     store.put("encoder.pt", b"")  # from its own checkpoint it goes on with nothing else
-    assert "goes_on_with" not in begin_event(config, store, {"stage": 2})
+    assert "goes_on_with" not in begin_event(config, continuing)
     with pytest.raises(InputError, match="do not fill a batch of 7"):
-        begin_event(config.model_copy(update={"batch": 7}), store)
+        begin_event(config.model_copy(update={"batch": 7}), plan)
 
 
 @pytest.mark.parametrize(

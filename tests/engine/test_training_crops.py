@@ -51,7 +51,7 @@ def cutting(plan: CropPlan) -> Iterator[Callable[[Message], Message]]:
     """Aligns and cuts a part, in this process."""
     align = Align(plan.alignment)
     root, size = plan.store.root, plan.alignment.output_size
-    write = WriteCrops(root, size, keeps_keys=plan.keeps_keys)
+    write = WriteCrops(root, size, keeps_keys=True)
     workers = [Worker(align), Worker(write)]
 
     def cut(message: Message) -> Message:
@@ -210,11 +210,11 @@ def test_sources_and_targets_are_paired_by_their_keys(
     monkeypatch.setattr(crops, "run_stages", crops_in_place([]))
     cut_pairs(config, plan, resources)
     pairs = read_pairs(Crops(plan.store), Crops(plan.targets.store))
-    index = torch.arange(3)
-    assert pairs.images(index)[:, 0, 0, 0].tolist() == [0, 80, 160]
-    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [20, 10, 0]
+    inputs, targets = pairs.pairs(torch.arange(3))
+    assert inputs[:, 0, 0, 0].tolist() == [0, 80, 160]
+    assert targets[:, 0, 0, 0].tolist() == [20, 10, 0]
     assert plan.origin.crops == pairs.name
-    result = begin_event(config, plan.store, targets=plan.targets.store)
+    result = begin_event(config, plan)
     assert [result[name] for name in ("pairs", "without_target", "without_source")] == [3, 2, 1]
     for name in ("4.jpg", "2.PNG", "0.png"):
         (folder / name).rename(folder / f"x{name}")

@@ -17,7 +17,7 @@ from pipeline.table import open_for_writing, open_table
 from tests.fuzz import words
 from tests.fuzz.archives import check
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind
-from tests.table.rows import DESCRIPTION, face_row, reject_row
+from tests.table.rows import DESCRIPTION, face_row, reject_row, state_of
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,120}")
 _PART = 4
@@ -73,7 +73,7 @@ def _commit(shard: Shard, root: Path) -> int:
         written = table.write_part(shard, part, samples=len(run), latents=faces, rejects=rejects)
         parts.append(written)
     table.commit_shard(shard, parts)
-    if not table.state(shard).done:
+    if not state_of(table, shard).done:
         raise BrokenPromiseError(f"the shard {shard.shard_id!r} is not done after its commit")
     return len(samples)
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 from pipeline.errors import PipelineError, RequestError
 from pipeline.interop.exporting import NamedSelection
 from pipeline.storage import Store
-from pipeline.table import Table, check_condition, open_table
+from pipeline.table import Table, open_table
+from pipeline.table.initial_codes import check_condition
 from tests.fuzz.kind import BrokenPromiseError, Case, Kind, check_line, write_case
 from tests.fuzz.mutate import mutated
 from tests.fuzz.tables import sound

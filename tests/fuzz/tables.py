@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
-from pipeline.table import Table, open_for_writing, open_table, table_stats
-from pipeline.table.shard_index import ShardRecord, write_index
+from pipeline.table import Table, open_for_writing, open_table
+from pipeline.table.shard_index import ShardRecord, table_stats, write_index
 from pipeline.table.shard_records import manifest_etags, read_shard_record
 from pipeline.table.status import table_status
 from tests.fuzz import words

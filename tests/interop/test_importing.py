@@ -22,7 +22,8 @@ from pipeline.interop.pictures import export_pictures, frames_of
 from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel, load_model
 from pipeline.storage import Shard, Store
-from pipeline.table import Table, TableWriter, card_text, open_table
+from pipeline.table import Table, TableWriter, open_table
+from pipeline.table.card import card_text
 from pipeline.table.status import table_status
 
 N_STYLES = 10

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import benchmark
+from pipeline.errors import ConfigError
 
 
 def ended(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -28,6 +29,12 @@ def test_what_is_no_number_of_anything_is_refused(
 ) -> None:
     told = f"argument {flag}: '{value}' is not a whole number above 0"
     assert ended(capsys, "--simulate", f"{flag}={value}") == (2, told)
+
+
+def test_a_setting_out_of_range_is_a_wrong_request() -> None:
+    request = {"gpus": 1, "speed": 100, "input": "in", "output": "out", "model": "demo"}
+    with pytest.raises(ConfigError, match="--part-size: input should be less than"):
+        benchmark.run_once({**request, "part_size": 200_000})
 
 
 def test_lists_are_numbers_with_commas() -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
 from jobs.convert_model import main
-from pipeline.choices import EncoderType
-from pipeline.config import JobConfig
-from pipeline.config_loading import ModelFlags
 from pipeline.models import OFFICIAL_TYPES, load_checkpoint, load_model
 from tests.models.nvlabs_pickle import network, pickled
 from tests.models.tiny import tiny_checkpoint
@@ -54,12 +50,6 @@ def test_weights_without_an_encoder_are_named(
     assert said.endswith(
         "has no encoder weights of a known type, so it is not a ReStyle, pSp or e4e checkpoint\n"
     )
-
-
-def test_model_flags_are_shared_with_the_main_job() -> None:
-    assert get_args(EncoderType) == OFFICIAL_TYPES
-    for name, field in ModelFlags.model_fields.items():
-        assert JobConfig.model_fields[name].annotation == field.annotation
 
 
 def test_an_nvidia_network_becomes_a_generator_bundle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 import jobs.edit_latents
 import jobs.import_latents
+from pipeline.config import MODEL_SETTINGS
 from pipeline.editing import edit_pictures
 from pipeline.editing.directions import Direction, save_direction
 from pipeline.editing.w_space import WSpace
@@ -33,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: str) -> Path:
     folder = tmp_path_factory.mktemp("edit")
     np.save(folder / "codes.npy", CODES)
     np.save(folder / "smile.npy", ROW)
-    arguments = ("--from", "codes.npy", "--model", tiny_bundle, "--output", "table")
+    model = ("--model", tiny_bundle, "--domain", "faces", "--estimate-latent-avg")
+    arguments = ("--from", "codes.npy", *model, "--output", "table")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert jobs.import_latents.main([*arguments, "--files-per-shard", "3"]) == 0
@@ -54,15 +57,23 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     return call
 
 
-def test_a_table_holds_the_edited_codes(run: Any, folder: Path) -> None:
+def test_a_table_holds_the_edited_codes(run: Any, folder: Path, tiny_bundle: str) -> None:
     code, line, said = run(
         *("--as", "table", "--output", "out", "--strength", "-3,0,0.5", "--layers", "4-"),
         *("--part-size", "2", "--identity", "none", "--where", "key <> '000004'"),
+        *("--model", os.path.relpath(tiny_bundle)),
     )
     assert (code, line["faces"], line["shards"]) == (0, 12, 6)
     assert "does not say which model it is for" in said
     table, source = open_table("out"), open_table(str(folder / "table"))
     table.verify()
+    # The edited table's model is loaded as the source's, from any folder.
+    assert {name: table.spec.config[name] for name in ("model", *MODEL_SETTINGS)} == {
+        "model": source.spec.config["model"],
+        "domain": "faces",
+        "encoder_type": None,
+        "estimate_latent_avg": True,
+    }
     rows = table.sql("SELECT * FROM latents ORDER BY refined_from, strength[1]")
     assert rows.direction.map(list).tolist() == [["smile"]] * 12
     assert rows.strength.map(list).tolist() == [[-3.0], [0.0], [0.5]] * 4
@@ -141,7 +152,7 @@ def test_too_many_faces_of_a_video_are_not_read(run: Any, monkeypatch: pytest.Mo
 def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> None:
     other = WSpace("cars", "a" * 64, "b" * 64)
     path = tmp_path / "wheel.safetensors"
-    path.write_bytes(save_direction(Direction("wheel", ROW[None], "", other)))
+    path.write_bytes(save_direction(Direction("wheel", ROW[None], other)))
     code, line, _ = run("--direction", path, "--output", "grid.png")
     assert code == 2
     assert "'wheel' is for the W space of the model 'cars'" in line["errors"][0]
@@ -154,7 +165,7 @@ def test_a_direction_of_another_model_is_refused(run: Any, tmp_path: Path) -> No
         (("--output", "out"), "say with --as what to write"),
         (("--output", "out.png", "--as", "table"), "--as table writes a folder"),
         (("--output", "out", "--as", "grid"), "a grid is one file: name it *.png"),
-        (("--output", "x.png", "--fps", "5"), "--fps is for --as video, not for grid"),
+        (("--output", "x.png", "--fps", "5"), "--fps is for --as video, not for --as grid"),
         (("--output", "x.png", "--strength", "a"), "expected numbers separated by commas"),
         (("--output", "x.gif", "--strength", "1"), "at least two strengths"),
         (("--output", "x.png", "--where", "false"), "selects no face"),

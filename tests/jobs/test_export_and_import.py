@@ -89,7 +89,7 @@ def test_pictures_are_rendered_by_the_tables_own_model(
     code, _, said = run(
         jobs.export_table, "--table", table, "--to", tmp_path / "c", "--as", "codes", "--size", 16
     )
-    assert (code, "--size is for pictures" in said) == (2, True)
+    assert (code, "--size is for --as images or --as results" in said) == (2, True)
 
 
 def test_images_beside_the_codes_are_measured(
@@ -223,10 +223,13 @@ def test_an_export_does_not_overwrite_another_kind(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--as", "codes", "--rows-per-file", "5"), "--rows-per-file is for these layouts (parq"),
-        (("--as", "images", "--sort-by", "image_id"), "--sort-by is for these layouts (parquet"),
-        (("--as", "parquet", "--render"), "--render is for these layouts (huggingface, webdata"),
-        (("--as", "webdataset", "--size", "64"), "--size is for pictures (images, results, coupl"),
+        (("--as", "codes", "--rows-per-file", "5"), "--rows-per-file is for --as parquet or"),
+        (("--as", "images", "--sort-by", "image_id"), "--sort-by is for --as parquet or"),
+        (
+            ("--as", "parquet", "--render"),
+            "--as webdataset, not for --as parquet",
+        ),
+        (("--as", "webdataset", "--size", "64"), "--as coupled, not for --as webdataset"),
     ],
 )
 def test_a_flag_of_another_layout_is_refused(

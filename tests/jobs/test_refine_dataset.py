@@ -10,6 +10,7 @@ import pytest
 
 from jobs import refine_dataset
 from jobs.refine_dataset import second_pass
+from pipeline.errors import ConfigError
 from pipeline.table import Columns, open_for_writing, open_table
 from tests.jobs.conftest import WORKERS, Undisturbed
 from tests.jobs.running import file_bytes, run_here, run_job
@@ -105,3 +106,5 @@ def test_images_are_chosen_as_in_the_first_pass(tmp_path: Path, chosen: dict[str
     assert second.image_field == chosen.get("image_field", "all")
     assert second.image_column == chosen.get("image_column")
     assert second.kept_names == ("label",)
+    with pytest.raises(ConfigError, match="--steps: input should be less than"):
+        second_pass(table, {"output": str(tmp_path / "second"), "iterations": 1_000_000})

@@ -12,7 +12,7 @@ from pipeline.table.forgetting.forgotten import ForgetList
 from pipeline.table.runs import put_run
 from tests.jobs.ray_head import ROOT
 from tests.jobs.running import Ended, run_here
-from tests.table.rows import shard, write_shard, writer
+from tests.table.rows import shard, state_of, write_shard, writer
 
 FOUND = {"shards": 1, "bytes": 100, "done_shards": 0, "done_bytes": 0, "complete": True}
 
@@ -31,7 +31,7 @@ def test_status_is_printed_as_lines_and_json(tmp_path: Path) -> None:
     assert unfinished.code == 3, unfinished.err
     assert "0 of 1 committed, 0.0 % of the bytes; 1 open" in unfinished.out
     assert "running or crashed" in unfinished.out
-    table.commit_shard(shard(), table.state(shard()).parts.values())
+    table.commit_shard(shard(), state_of(table, shard()).parts.values())
     command = [sys.executable, str(ROOT / "jobs" / "status.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "left     nothing" in done.stdout

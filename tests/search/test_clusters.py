@@ -54,8 +54,6 @@ def test_every_cluster_has_a_face(tmp_path: Path) -> None:
     assert find_clusters(Vectors(Selection(table), "identity"), 2).sizes == [6, 1]
     with pytest.raises(RequestError, match="7 faces cannot form 8 clusters"):
         find_clusters(Vectors(Selection(table), "identity"), 8)
-    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
-        find_clusters(Vectors(Selection(table), "identity"), 0)
 
 
 def test_a_seed_has_64_bits(table: Table) -> None:

@@ -14,7 +14,8 @@ from pipeline.search import vectors as vectors_module
 from pipeline.search.clusters import find_clusters
 from pipeline.search.neighbours import nearest
 from pipeline.search.vectors import Vectors
-from pipeline.table import Table, UnknownImageError
+from pipeline.table import Table
+from pipeline.table.reader import UnknownImageError
 from pipeline.table.selection import Selection
 from tests.search.tables import drawn, table_of, table_of_codes
 

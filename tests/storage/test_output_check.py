@@ -13,11 +13,12 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import (
     OutputKind,
     Store,
-    check_beside,
     check_output,
     check_outside,
+    listing,
     output_check,
 )
+from pipeline.storage.output_check import check_beside
 from tests.conftest import Bucket
 
 
@@ -202,14 +203,14 @@ def test_output_check_costs_one_listing_request(
     for number in range(12):
         store.put(f"{number % 3}/{number}", b"mine")
     requests = []
-    pages = output_check.listing_pages
+    pages = listing.listing_pages
 
     def counted(fs: object, bucket: str, start: str, **more: str) -> Iterator[dict[str, Any]]:
         for page in pages(fs, bucket, start, **{**more, "MaxKeys": 2}):  # type: ignore[arg-type]
             requests.append(start)
             yield page
 
-    monkeypatch.setattr(output_check, "listing_pages", counted)
+    monkeypatch.setattr(listing, "listing_pages", counted)
     monkeypatch.setattr(output_check, "_MAX_NAMES", 2)
     with pytest.raises(ConfigError, match=r"holds '0/', '1/', and is not a box"):
         check_output(store.root, KIND)

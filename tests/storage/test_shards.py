@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.engine.messages import ShardTask, from_row, to_row
 from pipeline.errors import InputError
-from pipeline.storage import ReadOptions, Store, list_shards, read_samples, shard_id_of
+from pipeline.storage import ReadOptions, Store, list_shards, read_samples
+from pipeline.storage.shards import shard_id_of
 from tests.conftest import Bucket
 from tests.storage.archives import only_shard, write_files, write_parquet, write_tar
 

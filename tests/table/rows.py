@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.storage import Shard, Store
 from pipeline.table import Columns, ShardRecord, TableSpec, TableWriter, open_for_writing
 from pipeline.table.parts import read_footer
+from pipeline.table.resume import ShardState
 
 N_STYLES = 6
 COLUMNS = Columns(N_STYLES)
@@ -109,11 +110,16 @@ def write_shard(table: TableWriter, source: Shard, *, commit: bool = True, **mor
         table.commit_shard(source, [second, first])
 
 
+def state_of(table: TableWriter, source: Shard) -> ShardState:
+    (state,) = table.states([source])
+    return state
+
+
 def commit(
     table: TableWriter, source: Shard, left_out: dict[str, int] | None = None
 ) -> ShardRecord:
     """Commit a shard whose parts are written; return its record for an index."""
-    record = table.commit_shard(source, table.state(source).parts.values(), left_out)
+    record = table.commit_shard(source, state_of(table, source).parts.values(), left_out)
     return table.with_manifest_etag(record)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.table import Counts, open_table, table_stats, write_card
+from pipeline.table import Counts, open_table
 from pipeline.table.audit import Audit
-from pipeline.table.shard_index import ShardRecord, write_index
+from pipeline.table.card import card_text
+from pipeline.table.shard_index import ShardRecord, table_stats, write_index
 from pipeline.table.shard_records import manifest_etags, manifest_name, read_shard_record
 from pipeline.table.status import table_status
 from tests.table.rows import shard, write_shard, writer
@@ -49,10 +50,10 @@ def forge(root: Path, entries: list[ShardRecord], **forgery: Any) -> None:
 def test_card_and_status_ignore_forged_index_rows(
     tmp_path: Path, entries: list[ShardRecord], forgery: dict[str, Any]
 ) -> None:
-    without = write_card(open_table(str(tmp_path)))
+    without = card_text(open_table(str(tmp_path)))
     forge(tmp_path, entries, **forgery)
     assert table_stats(writer(tmp_path).store).counts.samples == 18
-    assert write_card(open_table(str(tmp_path))) == without
+    assert card_text(open_table(str(tmp_path))) == without
     status = table_status(str(tmp_path))
     assert (status.samples, status.faces, status.rejects) == (18, 12, 12)
 

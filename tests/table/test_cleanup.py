@@ -11,10 +11,11 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.storage import Shard, Store
-from pipeline.table import Orphans, TableWriter, open_table, part_files
+from pipeline.table import TableWriter, open_table, part_files
 from pipeline.table import cleanup as cleanup_module
 from pipeline.table import resume as resume_module
-from tests.table.rows import COUNTS_OF_ONE, face_row, shard, write_shard, writer
+from pipeline.table.cleanup import Orphans
+from tests.table.rows import COUNTS_OF_ONE, face_row, shard, state_of, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
 
@@ -175,7 +176,7 @@ def test_a_shard_committed_meanwhile_is_kept(table: TableWriter) -> None:
     write_shard(table, shard("new"), commit=False)
     orphans = Orphans(table.store)
     list(table.states(SHARDS, orphans=orphans))
-    state = table.state(shard("new"))
+    state = state_of(table, shard("new"))
     table.commit_shard(shard("new"), state.parts.values())
     orphans.remove(whole_input=True)
     assert open_table(table.store.root).verify()["shards"] == 5
@@ -186,7 +187,7 @@ def test_a_commit_during_the_removal_is_removed_too(
 ) -> None:
     """A manifest without its parts would stay forever, and its faces be lost."""
     write_shard(table, shard("new"), commit=False)
-    parts = table.state(shard("new")).parts.values()
+    parts = state_of(table, shard("new")).parts.values()
     real = cleanup_module.remove_parts_from
 
     def slow(store: Store, files: Iterable[str], first: int) -> int:
@@ -195,7 +196,7 @@ def test_a_commit_during_the_removal_is_removed_too(
 
     monkeypatch.setattr(cleanup_module, "remove_parts_from", slow)
     run(table, whole_input=True)
-    assert not table.state(shard("new")).done, "so that it is done again"
+    assert not state_of(table, shard("new")).done, "so that it is done again"
 
 
 def test_new_parts_of_another_run_are_kept(table: TableWriter) -> None:

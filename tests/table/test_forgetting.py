@@ -19,16 +19,16 @@ import pytest
 from pipeline.errors import RequestError, StorageError, TableError
 from pipeline.images.rejects import RejectReason
 from pipeline.storage import Store
-from pipeline.table import Table, TableWriter, open_table, table_stats
+from pipeline.table import Table, TableWriter, open_table
 from pipeline.table.forgetting.erase import Erased, forget, forgotten_rows
 from pipeline.table.forgetting.forgotten import FORGOTTEN, ForgetList, Forgotten
 from pipeline.table.forgetting.leftovers import BLANKED, blank_mentions, leftovers
 from pipeline.table.forgetting.sources import choose_sources, lists_of, new_list
 from pipeline.table.selection import Selection
-from pipeline.table.shard_index import index_rows
+from pipeline.table.shard_index import index_rows, table_stats, write_index
 from pipeline.table.spec import read_spec
 from pipeline.table.verify import verify_table
-from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, writer
+from tests.table.rows import commit, damage_codes, face_row, reject_row, shard, state_of, writer
 
 # Images of each part of a shard: name, faces, rejects of single faces (none of both: a reject).
 PARTS = ((("ann", 1, 0), ("bob", 2, 1), ("cid", 0, 0)), (("dan", 1, 0), ("eve", 0, 0)))
@@ -71,7 +71,7 @@ def make_shards(root: object, *names: str) -> TableWriter:
     table = writer(root)
     for name in names:
         write_images(table, name, copy_of="s-0" if name == "s-1" else "")
-    table.index([commit(table, shard(name)) for name in names])
+    write_index(table.store, [commit(table, shard(name)) for name in names])
     table.store.put(
         "_runs/20260101T000000Z-aa.json",
         json.dumps(
@@ -188,7 +188,7 @@ def test_forgotten_images_do_not_come_back(copied: str) -> None:
     assert {name: again.store.get(name) for name in stored} == stored
     write_images(again, "s-3")
     changed = shard("s-0", "etag-2")  # the photo was encoded again: another hash, the same name
-    again.clear(again.state(changed))
+    again.clear(state_of(again, changed))
     write_images(again, "s-0", copy_of="nothing")
     assert files_with(again.store, *ANN) == []
     assert files_with(again.store, "ann-of-s-3"), "another image of the name in another shard"

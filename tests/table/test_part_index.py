@@ -12,12 +12,14 @@ import pytest
 
 from pipeline.errors import TableError
 from pipeline.storage import Shard, Store
-from pipeline.table import PartIndex, PartRecord, Stats, TableWriter, open_table, part_index
+from pipeline.table import PartRecord, TableWriter, open_table, part_index
 from pipeline.table import resume as resume_module
 from pipeline.table import writer as writer_module
+from pipeline.table.part_index import PartIndex
 from pipeline.table.parts import PartKey, read_part_record
 from pipeline.table.shard_index import write_index
-from tests.table.rows import face_row, shard, writer
+from pipeline.table.stats import Stats
+from tests.table.rows import face_row, shard, state_of, writer
 
 FOLDER = "_index/parts/"
 
@@ -79,7 +81,7 @@ def test_a_resumed_shard_is_committed_without_hashing_its_files(
 ) -> None:
     table = writer(root)
     write(table, PartIndex(table.store), 2)
-    monkeypatch.delattr(writer_module, "sha256_of")
+    monkeypatch.delattr(writer_module, "_BLOCK")
     (state,) = table.states([shard()])
     table.commit_shard(shard(), state.parts.values())
     assert open_table(root).verify()["faces"] == 2
@@ -108,8 +110,7 @@ def test_a_row_with_another_key_is_ignored(tmp_path: Path, change: str) -> None:
     else:
         other = replace(table.spec, settings={"weights": "other"})
         table = TableWriter(str(tmp_path), other, part_size=4)
-    (state,) = table.states([source])
-    assert state == table.state(source)
+    state = state_of(table, source)
     assert (state.parts, len(state.stale)) == ({}, 4)
 
 

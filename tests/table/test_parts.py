@@ -12,7 +12,7 @@ from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store
 from pipeline.table import open_table
 from pipeline.table.parts import parse_part_name, part_name, read_metadata
-from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
+from tests.table.rows import COLUMNS, face_row, reject_row, shard, state_of, write_shard, writer
 
 
 def test_part_names_hold_shard_and_number() -> None:
@@ -94,7 +94,7 @@ def test_rejects_are_written_before_latents(tmp_path: Path) -> None:
         table.write_part(shard(), 0, samples=1, latents=[], rejects=[reject_row("a")])
     assert (tmp_path / "rejects" / "s-0-00000.parquet").exists()
     (tmp_path / "latents").unlink()
-    assert table.state(shard()).parts == {}
+    assert state_of(table, shard()).parts == {}
 
 
 def test_rows_that_do_not_account_for_every_sample_are_refused(tmp_path: Path) -> None:

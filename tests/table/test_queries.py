@@ -18,7 +18,8 @@ from pipeline.errors import RequestError
 from pipeline.interop.exporting import NamedSelection
 from pipeline.reports.table_sheet import table_sheet
 from pipeline.storage import Store
-from pipeline.table import InitialCodes, Table, check_condition, open_table
+from pipeline.table import InitialCodes, Table, open_table
+from pipeline.table.initial_codes import check_condition
 from pipeline.table.queries import connect
 from pipeline.table.schema import Columns
 from pipeline.table.selection import Selection

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.errors import InputError, RequestError, TableError
 from pipeline.storage import Store
-from pipeline.table import UnknownImageError, open_table
+from pipeline.table import open_table
+from pipeline.table.reader import UnknownImageError
 from tests.conftest import Bucket
 from tests.table.rows import N_STYLES, code, damage_codes, face_row, shard, write_shard, writer
 

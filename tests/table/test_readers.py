@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.table import Columns, open_table, write_card
+from pipeline.table import Columns, open_table
+from pipeline.table.card import write_card
 from tests.table.rows import N_STYLES, code, reject_row, shard, write_shard, writer
 
 KINDS = [(dtype, optional) for dtype in ("float16", "float32") for optional in (False, True)]

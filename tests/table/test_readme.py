@@ -15,7 +15,8 @@ import pytest
 import pipeline.table
 from pipeline.engine.cluster import RaySession
 from pipeline.engine.ray_callbacks import run_settings
-from pipeline.table import open_table, write_card
+from pipeline.table import open_table
+from pipeline.table.card import write_card
 from tests.table.rows import N_STYLES, code, shard, write_shard, writer
 
 README = Path(pipeline.table.__file__).parent / "README.md"

@@ -8,19 +8,15 @@ import pytest
 
 from pipeline.errors import StorageError, TableError
 from pipeline.storage import Store
-from pipeline.table import (
-    PartIndex,
-    PartRecord,
-    ShardRecord,
-    TableWriter,
-    open_table,
-)
+from pipeline.table import PartRecord, ShardRecord, TableWriter, open_table
 from pipeline.table import writer as writer_module
+from pipeline.table.part_index import PartIndex
 from pipeline.table.resume import States
 from tests.table.rows import (
     face_row,
     reject_row,
     shard,
+    state_of,
     write_shard,
     writer,
 )
@@ -29,7 +25,7 @@ from tests.table.rows import (
 def rival_part_size(root: object) -> TableWriter:
     """Return a writer of the same shard with another part size and as many parts."""
     rival = writer(root, part_size=5)
-    rival.clear(rival.state(shard()))
+    rival.clear(state_of(rival, shard()))
     return rival
 
 
@@ -58,12 +54,12 @@ def test_a_part_with_rejects_of_a_rival_is_done_again(root: str, part_size: int)
     else:
         with pytest.raises(TableError, match="another part size"):
             rival.write_part(shard(), 0, **rows, rejects=theirs)
-        state = table.state(shard())
+        state = state_of(table, shard())
         assert not state.parts
         assert len(state.stale) == 2
     with pytest.raises(TableError, match="another run has written part 0"):
         table.commit_shard(shard(), [summary])
-    state = table.state(shard())
+    state = state_of(table, shard())
     table.clear(state.without([0]) if state.parts else state)
     table.commit_shard(shard(), [table.write_part(shard(), 0, **rows, rejects=[reject_row("b")])])
     assert open_table(root).verify()["rejects"] == 1
@@ -101,8 +97,8 @@ def test_a_shard_committed_meanwhile_is_not_cleared(root: str) -> None:
     table = writer(root)
     write_shard(table, shard(), commit=False)
     rival = writer(root, part_size=5)
-    state = rival.state(shard())
-    table.commit_shard(shard(), table.state(shard()).parts.values())
+    state = state_of(rival, shard())
+    table.commit_shard(shard(), state_of(table, shard()).parts.values())
     rival.clear(state)
     assert open_table(root).verify()["faces"] == 4
 
@@ -113,7 +109,7 @@ def test_a_commit_that_cannot_be_checked_is_withdrawn(
     """Its parts may be missing; the next run checks them."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
-    parts = table.state(shard()).parts.values()
+    parts = state_of(table, shard()).parts.values()
 
     def down(*_: object) -> None:
         raise StorageError("503")
@@ -122,15 +118,15 @@ def test_a_commit_that_cannot_be_checked_is_withdrawn(
         patch.setattr(writer_module, "read_part_record", down)
         with pytest.raises(StorageError, match="503"):
             table.commit_shard(shard(), parts)
-    assert not table.state(shard()).done
+    assert not state_of(table, shard()).done
     table.commit_shard(shard(), parts)
-    assert table.state(shard()).done
+    assert state_of(table, shard()).done
 
 
 def test_a_changed_shard_done_again_meanwhile_is_not_cleared(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
-    state = table.state(shard(etag="etag-2"))
+    state = state_of(table, shard(etag="etag-2"))
     table.clear(state)
     write_shard(table, shard(etag="etag-2"))
     before = table.store.names()
@@ -143,7 +139,7 @@ def test_a_commit_while_parts_are_cleared_is_removed(
 ) -> None:
     table = writer(root)
     write_shard(table, shard())
-    state = table.state(shard(etag="etag-2"))
+    state = state_of(table, shard(etag="etag-2"))
     remove = Store.remove
     removals = []
 
@@ -186,7 +182,7 @@ def test_a_late_manifest_without_its_parts_is_removed(
     """It names files that are deleted, and would mark the shard as done forever."""
     dead, table = writer(root, part_size=dead_size), writer(root, part_size=size)
     parts = write_six(dead)
-    table.clear(table.state(shard()))
+    table.clear(state_of(table, shard()))
     done = write_six(table, range(written))
     ShardRecord.of(shard(), parts, dead.spec.fingerprint, dead_size).write(table.store)
     done += write_six(table, range(written, -(-6 // size)))
@@ -210,7 +206,7 @@ def test_a_shard_cleared_while_states_are_read_is_open(root: str) -> None:
         write_shard(table, shard(name))
     shards = [shard("s-0"), shard("s-1", "etag-2")]
     listed = States(table.store, table.part_key, PartIndex(table.store))
-    table.clear(table.state(shards[1]))
+    table.clear(state_of(table, shards[1]))
     states = list(listed.of(shards))
     assert [state.done for state in states] == [True, False]
     assert states[1].stale == ()
@@ -221,7 +217,7 @@ def test_a_commit_written_while_another_is_checked_is_kept(
 ) -> None:
     dead, table = writer(root, part_size=4), writer(root, part_size=2)
     parts = write_six(dead)
-    table.clear(table.state(shard()))
+    table.clear(state_of(table, shard()))
     ShardRecord.of(shard(), parts, dead.spec.fingerprint, 4).write(table.store)
     real = TableWriter._is_whole
 
@@ -234,5 +230,5 @@ def test_a_commit_written_while_another_is_checked_is_kept(
 
     monkeypatch.setattr(TableWriter, "_is_whole", slow)
     write_six(table, [0])
-    assert table.state(shard()).done
+    assert state_of(table, shard()).done
     assert open_table(root).verify()["faces"] == 6

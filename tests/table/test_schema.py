@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.choices import CodeType
 from pipeline.errors import ConfigError, TableError
-from pipeline.table import Columns, check_kept, image_id, latents_table, rejects_table
+from pipeline.table import Columns, image_id
+from pipeline.table.schema import check_kept, latents_table, rejects_table
 from tests.table.rows import COLUMNS, N_STYLES, code, face_row, reject_row
 
 

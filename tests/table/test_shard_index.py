@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Shard
-from pipeline.table import Counts, TableWriter, table_stats
+from pipeline.table import Counts, TableWriter
 from pipeline.table import resume as resume_module
-from pipeline.table.shard_index import CommittedShards, indexed_records, write_index
+from pipeline.table.shard_index import CommittedShards, indexed_records, table_stats, write_index
 from pipeline.table.shard_records import ShardRecord, manifest_etags, manifest_name
 from pipeline.table.shard_records import read_shard_record as read_one
 from pipeline.table.spec import to_json
-from tests.table.rows import commit, shard, write_shard, writer
+from tests.table.rows import commit, shard, state_of, write_shard, writer
 
 SHARDS = [shard(f"s-{number}") for number in range(4)]
 
@@ -86,7 +86,7 @@ def test_rows_of_commits_match_the_manifests(root: str, read: list[str]) -> None
     for source in SHARDS:
         write_shard(table, source, commit=False)
         entries.append(commit(table, source))
-    table.index(entries)
+    write_index(table.store, entries)
     assert committed(table) == [(6, 2)] * 4
     assert read == []
     assert [(entry.samples, entry.faces, entry.rejects) for entry in entries] == [(6, 4, 4)] * 4
@@ -171,7 +171,7 @@ def test_the_index_holds_files_that_readers_passed_over(root: str) -> None:
     for source in SHARDS:
         write_shard(table, source, commit=False)
         entries.append(commit(table, source, {".json": 2}))
-    table.index(entries)
+    write_index(table.store, entries)
     assert table_stats(table.store).counts.left_out == {".json": 8}
 
 
@@ -180,9 +180,9 @@ def test_an_indexed_shard_is_found_in_its_committed_state(root: str) -> None:
     for source in SHARDS[:2]:
         write_shard(table, source, commit=False)
     manifests = [
-        table.commit_shard(source, table.state(source).parts.values()) for source in SHARDS[:2]
+        table.commit_shard(source, state_of(table, source).parts.values()) for source in SHARDS[:2]
     ]
-    table.index([table.with_manifest_etag(manifests[0])])
+    write_index(table.store, [table.with_manifest_etag(manifests[0])])
     committed = CommittedShards(table.store)
     assert committed.are_committed(["s-2", "s-1", "s-0"]) == [False, True, True]
     assert [source.shard_id in committed for source in SHARDS[:3]] == [True, True, False]
@@ -196,7 +196,7 @@ def test_an_indexed_shard_is_found_in_its_committed_state(root: str) -> None:
 def test_a_row_of_another_manifest_is_ignored(root: str) -> None:
     table = writer(root)
     write_shard(table, SHARDS[0])
-    table.index([table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
+    write_index(table.store, [table.with_manifest_etag(table.commit_shard(SHARDS[1], []))])
     table.store.put(manifest_name("s-1"), b"{}")
     committed = CommittedShards(table.store)
     assert committed.find(SHARDS[1:2]) == [None]
@@ -207,11 +207,11 @@ def test_a_row_of_another_manifest_is_ignored(root: str) -> None:
 def test_the_row_that_matches_the_manifest_is_used(root: str) -> None:
     table = writer(root)
     old = table.with_manifest_etag(table.commit_shard(SHARDS[0], []))
-    table.index([old])
+    write_index(table.store, [old])
     table.store.remove(manifest_name("s-0"))
     changed = replace(SHARDS[0], etag="etag-2")
     write_shard(table, changed, commit=False)
-    table.index([commit(table, changed)])
+    write_index(table.store, [commit(table, changed)])
     committed = CommittedShards(table.store)
     assert committed.find([changed, SHARDS[0]]) == [Counts(shards=1, samples=6, parts=2), None]
 

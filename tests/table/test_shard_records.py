@@ -9,8 +9,9 @@ import pytest
 from pipeline.errors import TableError
 from pipeline.metrics.registry import PER_STEP
 from pipeline.storage import Store
-from pipeline.table import Counts, MetricSums, PartRecord, ShardRecord, Stats
+from pipeline.table import Counts, PartRecord, ShardRecord
 from pipeline.table.shard_records import manifest_ids, manifest_name, read_shard_record
+from pipeline.table.stats import MetricSums, Stats
 from tests.table.rows import shard
 
 FIGURES = Stats(

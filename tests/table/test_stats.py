@@ -17,19 +17,14 @@ from pipeline.metrics.registry import BEST_ALONE, PER_STEP
 from pipeline.reports.faces import read_face_scalars
 from pipeline.reports.table_numbers import table_numbers
 from pipeline.storage import LeftOut
-from pipeline.table import (
-    Counts,
-    MetricSums,
-    Stats,
-    latents_table,
-    open_table,
-    rejects_table,
-    table_stats,
-)
+from pipeline.table import Counts, open_table
 from pipeline.table.parts import read_metadata
+from pipeline.table.schema import latents_table, rejects_table
 from pipeline.table.selection import Selection
+from pipeline.table.shard_index import table_stats
 from pipeline.table.shard_records import read_shard_record
-from tests.table.rows import COLUMNS, face_row, reject_row, shard, write_shard, writer
+from pipeline.table.stats import MetricSums, Stats
+from tests.table.rows import COLUMNS, face_row, reject_row, shard, state_of, write_shard, writer
 
 FINAL = ("l2", "psnr", "lpips", "id_similarity")
 OF_STEPS = ("steps", "best_step", *(f"{name}_per_step" for name in PER_STEP))
@@ -147,7 +142,7 @@ def test_resumed_parts_have_their_figures(root: str) -> None:
     """The next run reads their footers and commits their shard."""
     table = writer(root)
     write_shard(table, shard(), commit=False)
-    manifest = table.commit_shard(shard(), table.state(shard()).parts.values())
+    manifest = table.commit_shard(shard(), state_of(table, shard()).parts.values())
     assert manifest.stats.counts.reasons == {"crashed": 1, "face_too_small": 1, "no_face": 2}
 
 

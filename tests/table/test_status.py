@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
@@ -22,7 +23,7 @@ from pipeline.table.parts import read_metadata
 from pipeline.table.runs import put_run
 from pipeline.table.status import table_status
 from tests.storage.archives import write_tar
-from tests.table.rows import face_row, reject_row, shard, write_shard, writer
+from tests.table.rows import face_row, reject_row, shard, state_of, write_shard, writer
 
 
 def record(table: TableWriter, **facts: object) -> None:
@@ -87,7 +88,7 @@ def open_parts(table: TableWriter, *shard_ids: str) -> list[PartRecord]:
     written: list[PartRecord] = []
     for source in map(shard, shard_ids):
         write_shard(table, source, commit=False)
-        written += map(table.with_etags, table.state(source).parts.values())
+        written += map(table.with_etags, state_of(table, source).parts.values())
     return written
 
 
@@ -110,6 +111,15 @@ def test_open_parts_are_counted_by_index_or_footers(
     assert (status.samples, status.faces, status.rejects, status.exact) == (18, 12, 12, True)
     names = [f"latents/{part}.parquet" for part in ("s-0-00000", "s-2-00000", "s-2-00001")]
     assert sorted(read) == names
+
+
+def test_an_open_part_with_damaged_counts_counts_as_nothing(tmp_path: Path) -> None:
+    table, path = writer(tmp_path), tmp_path / "latents" / "s-0-00000.parquet"
+    open_parts(table, "s-0")
+    rows = pq.read_table(path)
+    facts = {**rows.schema.metadata, b"restyle.samples": b'"many"'}
+    pq.write_table(rows.replace_schema_metadata(facts), path)
+    assert table_status(str(tmp_path)).samples == 2
 
 
 def test_counts_of_many_open_parts_are_estimated(

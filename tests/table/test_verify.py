@@ -12,10 +12,11 @@ import pytest
 from pipeline.errors import TableError, printable
 from pipeline.models import load_model
 from pipeline.storage import Shard, Store
-from pipeline.table import Stats, open_table
+from pipeline.table import open_table
 from pipeline.table.parts import PartRecord
 from pipeline.table.shard_index import write_index
 from pipeline.table.shard_records import ShardRecord, read_shard_record
+from pipeline.table.stats import Stats
 from tests.fuzz.kind import write_case
 from tests.table.rows import (
     COUNTS_OF_ONE,

@@ -13,14 +13,8 @@ import pytest
 
 from pipeline.errors import FingerprintError, InputError, TableError
 from pipeline.storage import Store
-from pipeline.table import (
-    Columns,
-    Counts,
-    PartIndex,
-    TableWriter,
-    open_table,
-)
-from pipeline.table import parts as parts_module
+from pipeline.table import Columns, Counts, TableWriter, open_table
+from pipeline.table.part_index import PartIndex
 from pipeline.table.resume import States
 from pipeline.table.runs import put_run
 from pipeline.table.spec import read_spec
@@ -30,6 +24,7 @@ from tests.table.rows import (
     face_row,
     reject_row,
     shard,
+    state_of,
     write_shard,
     writer,
 )
@@ -37,9 +32,9 @@ from tests.table.rows import (
 
 def test_a_committed_shard_is_done(root: str) -> None:
     table = writer(root)
-    assert not table.state(shard()).done
+    assert not state_of(table, shard()).done
     write_shard(table, shard())
-    state = writer(root).state(shard())
+    state = state_of(writer(root), shard())
     assert state.done
     assert state.stale == ()
     assert state.committed == Counts(shards=1, samples=6, parts=2)
@@ -48,7 +43,7 @@ def test_a_committed_shard_is_done(root: str) -> None:
 def test_an_interrupted_shard_keeps_its_parts(root: str) -> None:
     write_shard(writer(root), shard(), commit=False)
     table = writer(root)
-    state = table.state(shard())
+    state = state_of(table, shard())
     assert not state.done
     assert sorted(state.parts) == [0, 1]
     assert state.stale == ()
@@ -62,7 +57,7 @@ def test_resuming_and_running_through_give_the_same_table(tmp_path: Path) -> Non
     table = writer(tmp_path / "resumed")
     write_shard(table, shard(), commit=False)
     table.store.remove("latents/s-0-00001.parquet")
-    state = table.state(shard())
+    state = state_of(table, shard())
     assert (sorted(state.parts), state.stale) == ([0], ("rejects/s-0-00001.parquet",))
     again = table.write_part(
         shard(), 1, samples=2, latents=[], rejects=[reject_row("e"), reject_row("f", "crashed")]
@@ -73,7 +68,7 @@ def test_resuming_and_running_through_give_the_same_table(tmp_path: Path) -> Non
     assert all(through.get(name) == resumed.get(name) for name in through.names())
 
 
-def test_states_of_many_shards_equal_single_states(root: str) -> None:
+def test_states_of_many_shards_equal_states_of_each(root: str) -> None:
     table = writer(root)
     shards = [shard(f"s-{i}") for i in range(5)]
     write_shard(table, shards[1])
@@ -81,7 +76,7 @@ def test_states_of_many_shards_equal_single_states(root: str) -> None:
     write_shard(table, shard("s-3", "old"))
     write_shard(table, shard("s-4", "old"), commit=False)
     states = list(table.states(shards))
-    assert states == [table.state(source) for source in shards]
+    assert states == [state_of(table, source) for source in shards]
     assert [state.done for state in states] == [False, True, False, False, False]
     assert [len(state.parts) for state in states] == [0, 0, 2, 0, 0]
     assert [len(state.stale) for state in states] == [0, 0, 0, 5, 4]
@@ -93,14 +88,14 @@ def test_a_changed_shard_is_done_again_whole(root: str, change: dict[str, object
     write_shard(table, shard())
     write_shard(table, shard("s-0-00000"))  # whose files start with the name of the other
     changed = replace(shard(), **change)
-    state = table.state(changed)
+    state = state_of(table, changed)
     assert not state.done
     assert state.parts == {}
     assert len(state.stale) == 5
     table.clear(state)
     table.clear(state)
-    assert table.state(changed).stale == ()
-    assert table.state(shard("s-0-00000")).done
+    assert state_of(table, changed).stale == ()
+    assert state_of(table, shard("s-0-00000")).done
     summary = table.write_part(changed, 0, samples=1, latents=[face_row("a")], rejects=[])
     table.commit_shard(changed, [summary])
     assert open_table(root).verify()["faces"] == 4 + 1
@@ -108,21 +103,21 @@ def test_a_changed_shard_is_done_again_whole(root: str, change: dict[str, object
 
 def test_parts_of_another_part_size_are_not_mixed_in(tmp_path: Path) -> None:
     write_shard(writer(tmp_path, part_size=4), shard(), commit=False)
-    state = writer(tmp_path, part_size=5).state(shard())
+    state = state_of(writer(tmp_path, part_size=5), shard())
     assert state.parts == {}
     assert len(state.stale) == 4
 
 
 def test_a_committed_shard_stays_done_with_another_part_size(tmp_path: Path) -> None:
     write_shard(writer(tmp_path, part_size=4), shard())
-    assert writer(tmp_path, part_size=5).state(shard()).done
+    assert state_of(writer(tmp_path, part_size=5), shard()).done
 
 
 def test_a_damaged_part_is_done_again(tmp_path: Path) -> None:
     table = writer(tmp_path)
     write_shard(table, shard(), commit=False)
     (tmp_path / "latents" / "s-0-00000.parquet").write_bytes(b"PAR1 nothing PAR1")
-    state = table.state(shard())
+    state = state_of(table, shard())
     assert sorted(state.parts) == [1]
     assert "latents/s-0-00000.parquet" in state.stale
 
@@ -142,19 +137,11 @@ def test_a_part_with_a_damaged_footer_is_done_again(root: str, end: bytes) -> No
     assert name in state.stale
 
 
-def test_a_footer_longer_than_one_read_is_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_shard(writer(tmp_path), shard(), commit=False)
-    monkeypatch.setattr(parts_module, "_TAIL_BYTES", 100)
-    assert sorted(writer(tmp_path).state(shard()).parts) == [0, 1]
-
-
 def test_a_shard_from_another_place_is_refused(root: str) -> None:
     table = writer(root)
     write_shard(table, shard())
     with pytest.raises(InputError, match=r"'s3://in/s-0\.tar'.*'s3://elsewhere/s-0\.tar'"):
-        table.state(shard(uri="s3://elsewhere/s-0.tar"))
+        state_of(table, shard(uri="s3://elsewhere/s-0.tar"))
 
 
 def test_a_shard_is_not_committed_without_all_its_parts(tmp_path: Path) -> None:
@@ -170,13 +157,13 @@ def test_a_shard_is_not_committed_without_all_its_parts(tmp_path: Path) -> None:
     table.store.remove("rejects/s-0-00001.parquet")
     with pytest.raises(TableError, match=r"rejects/s-0-00001\.parquet' is missing"):
         table.commit_shard(shard(), parts)
-    assert not table.state(shard()).done
+    assert not state_of(table, shard()).done
 
 
 def test_a_shard_without_samples_can_be_committed(tmp_path: Path) -> None:
     table = writer(tmp_path)
     table.commit_shard(shard(), [])
-    assert table.state(shard()).done
+    assert state_of(table, shard()).done
     assert open_table(str(tmp_path)).verify()["shards"] == 1
 
 
@@ -187,7 +174,7 @@ def test_a_commit_on_a_disk_lists_no_folder(
     table = writer(tmp_path)
     write_shard(table, shard("s-1"))
     write_shard(table, shard(), commit=False)
-    parts = table.state(shard()).parts.values()
+    parts = state_of(table, shard()).parts.values()
     listed: list[object] = []
     monkeypatch.setattr(os, "scandir", listed.append)
     table.commit_shard(shard(), parts)
@@ -197,7 +184,7 @@ def test_a_commit_on_a_disk_lists_no_folder(
 def test_a_writer_can_be_pickled(root: str) -> None:
     table: TableWriter = pickle.loads(pickle.dumps(writer(root)))
     write_shard(table, shard())
-    assert table.state(shard()).done
+    assert state_of(table, shard()).done
 
 
 def test_the_spec_is_written_once(root: str) -> None:

@@ -2,13 +2,12 @@ import torch
 
 from pipeline.training.augment import (
     augment,
-    augment_alike,
-    flip_alike,
     flip_half,
     jitter_colour,
     jitter_geometry,
     soften,
 )
+from pipeline.training.encoder_task import Faces, augment_faces
 
 
 def test_augmented_images_keep_shape_and_range():
@@ -40,8 +39,8 @@ def test_blur_never_raises_contrast():
 
 def test_paired_images_get_the_same_augmentation():
     smooth = torch.linspace(-0.5, 0.5, 32).expand(8, 3, 32, 32)
-    photo, target = augment_alike(smooth, smooth)
-    assert (photo - target).abs().max() < 0.05  # except for the blur
+    changed = augment_faces(Faces(smooth, smooth.clone()))
+    assert (changed.input - changed.target).abs().max() < 0.05  # except for the blur
 
 
 def test_half_of_the_images_are_mirrored():
@@ -53,6 +52,6 @@ def test_half_of_the_images_are_mirrored():
 
 def test_paired_images_are_mirrored_together():
     ramp = torch.linspace(-1, 1, 8).expand(40, 3, 8, 8)
-    images, targets = flip_alike(ramp, -ramp)
+    images, targets = augment_faces(Faces(ramp, -ramp), flip_half, flip_half)
     assert torch.equal(images, -targets)
     assert 0 < int((images[:, 0, 0, 0] > 0).sum()) < 40

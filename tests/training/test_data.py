@@ -76,6 +76,8 @@ def test_pairs_index_both_sets_of_crops(crops):
     pairs = read_pairs(crops, crops)
     assert (len(pairs), pairs.counts) == (4, [1, 1, 2])
     index = torch.tensor([3, 0])
-    assert pairs.images(index)[:, 0, 0, 0].tolist() == [6, 1]
-    assert pairs.target_images(index)[:, 0, 0, 0].tolist() == [5, 6]
-    assert torch.equal(crops.target_images(index), crops.images(index))
+    inputs, targets = pairs.pairs(index)
+    assert inputs[:, 0, 0, 0].tolist() == [6, 1]
+    assert targets[:, 0, 0, 0].tolist() == [5, 6]
+    inputs, targets = crops.pairs(index)
+    assert inputs is targets

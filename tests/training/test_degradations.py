@@ -42,7 +42,7 @@ def test_damage_has_the_requested_amount(image: np.ndarray) -> None:
 
 
 def test_degradations_are_applied_in_order(image: np.ndarray) -> None:
-    assert [step.name for step in parse_degradations("gray, mask:0.5")] == ["gray", "mask"]
+    assert parse_degradations("gray, mask:0.5") == [("gray", 1), ("mask", 0.5)]
     grey, masked_last = (Degrader(text, 0)(image, 0) for text in ("gray,blur:3", "blur:3,mask:1"))
     assert (grey == grey[..., :1]).all()
     assert (masked_last == 128).all()

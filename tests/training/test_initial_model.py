@@ -136,7 +136,7 @@ def test_encoder_body_loads_torchs_resnet34(tmp_path):
 
 
 def test_backbone_of_another_network_is_refused(tmp_path):
-    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "x.pth")
+    torch.save({"conv1.weight": torch.zeros(1), "layer1.norm": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(ModelError, match=r"x\.pth': 'conv1\.weight' is missing or has another"):
         load_backbone(ResNetBackboneEncoder(6, 1, WIDTHS), str(tmp_path / "x.pth"))
 

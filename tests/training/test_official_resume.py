@@ -137,6 +137,9 @@ def test_unfitting_state_is_reported_and_left_out(saved: Saved) -> None:
     facts = previous.facts(previous.stages, 4, adversary=True)
     assert facts["discriminator"] == "new: the file has none"
     assert facts["optimiser"] == "new: the file's belongs to other weights"
+    damaged = continuation_of(saved({"optimizer": {"state": {0: [3]}}}), model)
+    assert damaged is not None
+    assert damaged.without_optimiser == "the file's belongs to other weights"
     adam = continuation_of(config.model_copy(update={"optimiser": "adam"}), model)
     assert adam is not None
     assert adam.without_optimiser == "the file's is ranger, this training's is adam"

@@ -6,15 +6,25 @@ import torch
 
 from pipeline.errors import FingerprintError, InputError
 from pipeline.inversion import invert
-from pipeline.models import load_model
+from pipeline.models import load_checkpoint, load_model
+from pipeline.models.official_layout import read_parts
 from pipeline.storage import Store
 from pipeline.training import run
 from pipeline.training.config import TrainConfig
 from pipeline.training.data import CropFile, Crops, put_crops, put_index, put_pairs, read_pairs
 from pipeline.training.degradations import Degrader
 from pipeline.training.distributed import Group
-from pipeline.training.run import augmentation, faces_at, split_counts, train_restyle
+from pipeline.training.encoder_task import EncoderPlan
+from pipeline.training.losses import ImageWeights
+from pipeline.training.run import (
+    augmentation,
+    faces_at,
+    split_counts,
+    train_restyle,
+    write_models,
+)
 from pipeline.training.train_log import read_reports
+from pipeline.training.trainer import Trained
 from tests.models.tiny import tiny_checkpoint
 
 TINY = {
@@ -65,6 +75,18 @@ def test_e4e_training_writes_an_official_file(tmp_path, monkeypatch):
     assert official.fingerprint == bundle.fingerprint
     images = torch.zeros(1, 3, 256, 256)
     assert invert(official, images, steps=1).finite.all()
+
+
+def test_official_file_has_the_plans_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "original_refuses", lambda _: None)
+    model = load_checkpoint(tiny_checkpoint())
+    config = TrainConfig(input="in", output=str(tmp_path), model="faces.pt")
+    earlier = EncoderPlan(images=ImageWeights(l2=2.0), w_norm=0.5)  # not the present defaults
+    trained = Trained(model.encoder, model.encoder, best_images=8)
+    done = write_models(config, earlier, model, trained, crops=4)
+    options = read_parts(torch.load(done["official"], weights_only=False), "official").options
+    assert (options["l2_lambda"], options["lpips_lambda"]) == (2.0, 0.0)
+    assert options["w_norm_lambda"] == 0.5
 
 
 def test_training_continues_only_with_equal_settings(tmp_path, tiny_bundle):

@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -88,8 +87,8 @@ def events_in(folder):
 
 def test_tensorboard_has_one_curve_per_step(tmp_path):
     store = Store(str(tmp_path))
-    train_log = TrainLog(store, "log", partial(TensorBoard, store))
-    train_log.begin(0)
+    train_log = TrainLog(store, "log")
+    train_log.open_tensorboard(0)
     train_log.add({"loss": torch.tensor(0.5)})
     train_log.report(64, {"held_out_l2": [0.25, 0.125]})
     train_log.picture(64, torch.zeros(1, 2, 3, 4, 4))
@@ -104,7 +103,7 @@ def test_tensorboard_has_one_curve_per_step(tmp_path):
 @pytest.mark.parametrize("resumed_at", [0, 10])
 def test_tensorboard_hides_events_of_lost_batches(tmp_path, resumed_at):
     store = Store(str(tmp_path))
-    killed = TensorBoard(store)
+    killed = TensorBoard(store, 0)
     for images in (10, 20, 30):
         killed.scalars(images, {"loss": 1.0})
     killed.close()  # adds nothing to its file

@@ -1,4 +1,3 @@
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,8 +6,9 @@ from torch import nn
 
 from pipeline.errors import ConfigError, ModelError
 from pipeline.storage import Store
-from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.train_log import TrainLog, read_reports
+from pipeline.training import train_log
+from pipeline.training.checkpoints import load_state, save_state
+from pipeline.training.train_log import read_reports
 from pipeline.training.trainer import LoopPlan, Task, train
 
 PLAN = LoopPlan(
@@ -49,15 +49,14 @@ class LineTask(Task[torch.Tensor]):
         self.seen = state["seen"]
 
 
-def batches_from(first: int):
-    for number in itertools.count(first):
-        generator = torch.Generator().manual_seed(number)
-        yield torch.randn(PLAN.batch, generator=generator)
+def fit(plan, task, store, **options):
+    samples = torch.randn(80, generator=torch.Generator().manual_seed(0))
+    return train(plan, task, len(samples), samples.__getitem__, store, "line", **options)
 
 
 def run(folder, plan=PLAN, fail_at=None):
     store, task = Store(str(folder)), LineTask(fail_at)
-    trained = train(plan, task, batches_from, Checkpoints(store, "line"), TrainLog(store, "line"))
+    trained = fit(plan, task, store)
     reports = read_reports(store, "line")
     return trained, [{**line, "seconds": 0, "total_seconds": 0} for line in reports], task
 
@@ -102,12 +101,11 @@ def test_late_parts_count_their_own_steps(tmp_path, fail_at):
     states = []
     for name, kills in (("whole", []), ("killed", [fail_at])):
         store = Store(str(tmp_path / name))
-        parts = Checkpoints(store, "line"), TrainLog(store, "line")
         for kill in kills:
             with pytest.raises(KeyboardInterrupt):
-                train(replace(PLAN, optimiser="ranger"), LateTask(kill), batches_from, *parts)
-        train(replace(PLAN, optimiser="ranger"), LateTask(), batches_from, *parts)
-        states.append(parts[0].load())
+                fit(replace(PLAN, optimiser="ranger"), LateTask(kill), store)
+        fit(replace(PLAN, optimiser="ranger"), LateTask(), store)
+        states.append(load_state(store, "line.pt"))
     whole, killed = states
     assert [group["step"] for group in whole["optimiser"]["param_groups"]] == [20, 14]
     for key, weight in whole["live"].items():
@@ -136,7 +134,7 @@ def test_validation_leaves_running_means_unchanged(tmp_path):
             return validation
 
     store, task = Store(str(tmp_path)), Normed()
-    train(PLAN, task, batches_from, Checkpoints(store, "line"), TrainLog(store, "line"))
+    fit(PLAN, task, store)
     assert len(set(task.after_batches)) == 20
     assert task.after_batches[-1] == pytest.approx(1, abs=0.3)
     assert len(task.around_validations) == 10
@@ -186,11 +184,10 @@ class DivergingTask(LineTask):
 )
 def test_diverging_training_keeps_last_checkpoint(tmp_path, spoil, where, message):
     store, plan = Store(str(tmp_path)), replace(PLAN, save_every=8, report_every=24, clip=1.0)
-    parts = Checkpoints(store, "line"), TrainLog(store, "line")
-    train(replace(plan, images=52), LineTask(), batches_from, *parts)
+    fit(replace(plan, images=52), LineTask(), store)
     before = store.get("line.pt")
     with pytest.raises(ConfigError, match=message) as refusal:
-        train(plan, DivergingTask(spoil, where), batches_from, *parts)
+        fit(plan, DivergingTask(spoil, where), store)
     assert "lower --rate" in str(refusal.value)
     assert store.uri("line.pt") in str(refusal.value)
     assert store.get("line.pt") == before
@@ -203,54 +200,48 @@ def test_training_without_finite_validation_is_refused(tmp_path):
 
     store = Store(str(tmp_path))
     with pytest.raises(ConfigError, match="no validation was finite"):
-        train(
-            PLAN, NanValidation(), batches_from, Checkpoints(store, "line"), TrainLog(store, "line")
-        )
+        fit(PLAN, NanValidation(), store)
     assert read_reports(store, "line")[-1]["held_out_l2"] is None
 
 
-def test_tensorboard_opens_at_the_resumed_image(tmp_path):
-    opened = []
+class NoTensorBoard:
+    """Record where it is opened, and whether it is closed."""
 
-    class NoTensorBoard:
-        def __init__(self, images):
-            opened.append(images)
+    def __init__(self, store, images):
+        self.store = store
+        store.put(f"opened-{images}", b"")
 
-        def scalars(self, images, line):
-            """Show nothing."""
+    def scalars(self, images, line):
+        """Show nothing."""
 
-        def close(self):
-            """Nothing to close."""
+    def close(self):
+        self.store.put("closed", b"")
 
+
+def test_tensorboard_opens_at_the_resumed_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_log, "TensorBoard", NoTensorBoard)
     store = Store(str(tmp_path))
     for images in (40, 80):
-        train_log, plan = TrainLog(store, "line", NoTensorBoard), replace(PLAN, images=images)
-        train(plan, LineTask(), batches_from, Checkpoints(store, "line"), train_log)
-    assert opened == [0, 40]
+        fit(replace(PLAN, images=images), LineTask(), store, tensorboard=True)
+    assert store.names("opened") == ["opened-0", "opened-40"]
 
 
-def test_log_is_closed_when_training_fails(tmp_path):
+def test_log_is_closed_when_training_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_log, "TensorBoard", NoTensorBoard)
     store = Store(str(tmp_path))
-    train_log = TrainLog(store, "line")
-    train_log.close = lambda: store.put("closed", b"")
-
-    def batches(_first):
-        yield from ()
-        raise OSError("the crops are gone")
-
-    with pytest.raises(OSError, match="the crops are gone"):
-        train(PLAN, LineTask(), batches, Checkpoints(store, "line"), train_log)
+    with pytest.raises(KeyboardInterrupt):
+        fit(PLAN, LineTask(fail_at=0), store, tensorboard=True)
     assert store.exists("closed")
 
 
 def test_total_seconds_cover_all_runs(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, fail_at=11)
-    checkpoints, store = Checkpoints(Store(str(tmp_path)), "line"), Store(str(tmp_path))
-    state = checkpoints.load()
+    store = Store(str(tmp_path))
+    state = load_state(store, "line.pt")
     assert state is not None
     state["journal"]["seconds"] += 1_000  # a run that took longer
-    checkpoints.save(state)
+    save_state(store, "line.pt", state)
     run(tmp_path)
     *_, last = read_reports(store, "line")
     assert 1_000 <= last["total_seconds"] < 1_100
@@ -265,9 +256,7 @@ def test_best_weights_survive_worse_ones(tmp_path):
             return next(self.scores)
 
     store, plan = Store(str(tmp_path)), replace(PLAN, images=40)
-    trained = train(
-        plan, WorseAndWorse(), batches_from, Checkpoints(store, "line"), TrainLog(store, "line")
-    )
+    trained = fit(plan, WorseAndWorse(), store)
     assert trained.best_images == 16
     assert not torch.equal(trained.best.weight, trained.network.weight)
 
@@ -283,7 +272,7 @@ def test_finished_training_continues_with_more_images(tmp_path):
 def test_checkpoint_is_saved_after_the_minutes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, replace(PLAN, save_every=10_000, save_minutes=0.0), fail_at=5)
-    state = Checkpoints(Store(str(tmp_path)), "line").load()
+    state = load_state(Store(str(tmp_path)), "line.pt")
     assert state is not None
     assert state["batches"] == 5
 
@@ -293,17 +282,17 @@ def test_checkpoint_of_another_network_is_refused(tmp_path):
     task, store = LineTask(), Store(str(tmp_path))
     task.network = nn.Linear(2, 1)
     with pytest.raises(ModelError, match="of another network") as refusal:
-        train(PLAN, task, batches_from, Checkpoints(store, "line"), TrainLog(store, "line"))
+        fit(PLAN, task, store)
     assert "\n" not in str(refusal.value)
     assert store.uri("line.pt") in str(refusal.value)
 
 
 def test_checkpoint_without_log_state_resumes(tmp_path):
     run(tmp_path, replace(PLAN, images=40))
-    checkpoints = Checkpoints(Store(str(tmp_path)), "line")
-    state = checkpoints.load()
+    store = Store(str(tmp_path))
+    state = load_state(store, "line.pt")
     assert state is not None
     kept = ("batches", "live", "average", "optimiser")
-    checkpoints.save({name: state[name] for name in kept} | {"task": {"seen": 10}})
+    save_state(store, "line.pt", {name: state[name] for name in kept} | {"task": {"seen": 10}})
     _, reports, _ = run(tmp_path)
     assert reports[-1]["images"] == 80

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.stages.align import count_reasons
 from pipeline.engine.stages.base import Stage, StageResources
-from pipeline.table import Columns, as_array, image_id
+from pipeline.table import Columns, image_id
+from pipeline.table.schema import codes_of
 
 if TYPE_CHECKING:
     from pipeline.engine.inverter import Inverter, InvertSettings
@@ -117,4 +118,4 @@ def _with_fields(
 
 def codes_by_image(table: pa.Table) -> Codes:
     """Return the codes [n_styles, 512] of an `initial_codes_schema` table by image id."""
-    return dict(zip(table["image_id"].to_pylist(), as_array(table["w_plus"]), strict=True))
+    return dict(zip(table["image_id"].to_pylist(), codes_of(table["w_plus"]), strict=True))

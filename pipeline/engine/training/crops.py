@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.alignment import AlignmentSettings
 from pipeline.engine.address import in_cluster
@@ -35,6 +36,15 @@ from pipeline.errors import ConfigError, InputError, StorageError
 from pipeline.storage import Shard, Store, list_shards
 from pipeline.table.spec import without_earlier
 from pipeline.training.config import TrainConfig
+from pipeline.training.data import (
+    CropFile,
+    match_keys,
+    put_crops,
+    put_index,
+    put_pairs,
+    read_header,
+    read_index,
+)
 from pipeline.training.resume_check import CROPS, Origin
 
 SUFFIX = ".safetensors"
@@ -51,7 +61,6 @@ class CropPlan:
     store: Store
     continued_from: dict[str, Any] | None = None  # state of an official training, for the log
     targets: CropPlan | None = None  # target images, if they differ from the inputs
-    keeps_keys: bool = False
 
 
 class WriteCrops(Stage):
@@ -72,10 +81,6 @@ class WriteCrops(Stage):
 
     def process(self, batch: FaceBatch) -> PartDone:
         """Write a part; only its counts are passed on."""
-        import torch
-
-        from pipeline.training.data import put_crops
-
         counts = batch.counts
         pixels = [np.frombuffer(face, np.uint8) for face in batch.faces["pixels"].to_pylist()]
         images = np.stack(pixels) if pixels else np.empty(0, np.uint8)
@@ -163,8 +168,7 @@ def _crop_plan(
         settings["keys"] = True
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     store = Store(Store(config.output).uri(f"{CROPS}/{digest}"))
-    origin = Origin(digest, start)
-    return CropPlan(origin, tasks, alignment, store, keeps_keys=bool(config.target))
+    return CropPlan(Origin(digest, start), tasks, alignment, store)
 
 
 def run_stages(
@@ -178,7 +182,7 @@ def run_stages(
 
     local = not in_cluster()
     aligners = max_cpu_actors(config.align_workers, resources, local)
-    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=plan.keeps_keys)
+    crops = WriteCrops(plan.store.root, plan.alignment.output_size, keeps_keys=bool(config.target))
     stages: tuple[Stage, ...] = (Read(), Align(plan.alignment), crops)
     pools = Pools.for_stages([type(stage) for stage in stages], resources, local, align=aligners)
     with run_settings():
@@ -193,8 +197,6 @@ def cut_crops(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises `StorageError` if some failed, after the others are cut, and `InputError` if no image
     gives a crop.
     """
-    from pipeline.training.data import CropFile, put_index, read_header, read_index
-
     if read_index(plan.store) is not None:
         return
     before = existing_parts(plan.store)
@@ -235,8 +237,6 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
     Raises the errors of `cut_crops`, and `InputError` if no key is in both sets, or if a key is not
     unique in its set.
     """
-    from pipeline.training.data import match_keys, put_pairs
-
     cut_crops(config, plan, resources)
     if plan.targets is None:
         return
@@ -258,8 +258,6 @@ def cut_pairs(config: TrainConfig, plan: CropPlan, resources: Resources) -> None
 
 def _keys(store: Store) -> list[str]:
     """Return the keys of all crops in `store`, in order."""
-    from pipeline.training.data import read_header, read_index
-
     names = [name for name, _ in (read_index(store) or {"files": []})["files"]]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         headers = pool.map(partial(read_header, store), names)

@@ -23,11 +23,15 @@ from pipeline.engine.cluster import RaySession, Resources, summarize_error
 from pipeline.engine.address import in_cluster
 from pipeline.engine.console.progress import enter_phase
 from pipeline.engine.training.crops import CropPlan, cut_pairs, plan_crops
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, PipelineError, StorageError
 from pipeline.inversion import ready_device
 from pipeline.storage import Shard, Store
 from pipeline.training.config import TrainConfig
+from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
+from pipeline.training.distributed import join_group
 from pipeline.training.resume_check import ENCODER, check_settings
+from pipeline.training.run import split_counts, train_restyle
+from pipeline.training.train_log import read_reports
 
 _LOGGER = logging.getLogger(__name__)
 DONE = "_done.json"
@@ -46,10 +50,6 @@ def train_in_worker(settings: dict[str, Any]) -> None:
     """Train in one of Ray Train's processes."""
     import ray.train
     import ray.train.torch
-
-    from pipeline.training.data import Crops, read_pairs
-    from pipeline.training.distributed import join_group
-    from pipeline.training.run import train_restyle
 
     config = TrainConfig(**settings["config"])
     device = str(ray.train.torch.get_device()) if settings["on_gpu"] else "cpu"
@@ -110,8 +110,6 @@ def _trainer(config: TrainConfig, plan: CropPlan, resources: Resources) -> Any:
 @contextmanager
 def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterator[None]:
     """Report each line that the block adds to the training log: the workers have no terminal."""
-    from pipeline.training.train_log import read_reports
-
     store, ended = Store(config.output), threading.Event()
     reported = {json.dumps(line) for line in read_reports(store, ENCODER)}
 
@@ -119,7 +117,12 @@ def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterat
         last = False
         while not last:
             last = ended.wait(POLL_S)
-            for line in map(json.dumps, read_reports(store, ENCODER)):
+            try:
+                lines = read_reports(store, ENCODER)
+            except StorageError as error:  # the training goes on, and the next poll reads again
+                _LOGGER.warning("the training log cannot be read: %s", error)
+                continue
+            for line in map(json.dumps, lines):
                 if line not in reported:
                     reported.add(line)
                     report(line)
@@ -133,36 +136,27 @@ def _reporting_log(config: TrainConfig, report: Callable[[str], None]) -> Iterat
         thread.join()
 
 
-def begin_event(
-    config: TrainConfig,
-    store: Store,
-    continued_from: dict[str, Any] | None = None,
-    targets: Store | None = None,
-) -> dict[str, Any]:
+def begin_event(config: TrainConfig, plan: CropPlan) -> dict[str, Any]:
     """Return the event `training_begins`: numbers of samples, crops, pairs and held-out crops.
 
-    `continued_from` is the state of the official training that this one continues, if any.
-
-    Raises `InputError` if `store` holds too few crops.
+    Raises `InputError` if there are too few crops.
     """
-    from pipeline.training.data import CropPairs, Crops, read_index, read_pairs
-    from pipeline.training.run import split_counts
-
-    crops: Crops | CropPairs = Crops(store)
-    facts, partners = read_index(store) or {}, {}
-    if targets:
-        alone, others = len(crops), Crops(targets)
-        crops = read_pairs(Crops(store), others)
+    sources = Crops(plan.store)
+    crops: Crops | CropPairs = sources
+    facts, partners = read_index(plan.store) or {}, {}
+    if plan.targets:
+        targets = Crops(plan.targets.store)
+        crops = read_pairs(sources, targets)
         partners = {
             "pairs": len(crops),
-            "without_target": alone - len(crops),
-            "without_source": len(others) - len(crops),
+            "without_target": len(sources) - len(crops),
+            "without_source": len(targets) - len(crops),
         }
     trained_on = sum(split_counts(crops, config.held_out, config.batch))
     begins = not Store(config.output).exists(f"{ENCODER}.pt")
     return {
         "event": "training_begins",
-        **({"goes_on_with": continued_from} if continued_from and begins else {}),
+        **({"goes_on_with": plan.continued_from} if plan.continued_from and begins else {}),
         "samples": facts["samples"],
         "rejects_by_reason": facts["rejects_by_reason"],
         "crops": len(crops),
@@ -200,9 +194,7 @@ def run_training(
         check_workers(config, resources, local=not in_cluster())
         enter_phase("cutting crops")
         cut_pairs(config, plan, resources)
-        targets = plan.targets.store if plan.targets else None
-        event = begin_event(config, plan.store, plan.continued_from, targets)
-        report(json.dumps(event))
+        report(json.dumps(begin_event(config, plan)))
         trainer = _trainer(config, plan, resources)
         enter_phase("training", every_s=REPORT_EVERY_S)  # the log's lines show the progress
         with _reporting_log(config, report):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -53,17 +53,9 @@ class UnreadableError(Exception):
 class _Held:
     """An image in memory, until all members of its key are known."""
 
-    name: str
-    key: str
+    member: Member
     image_field: str
-    size: int
     sample: Sample  # key and fields are set later
-    values: Mapping[str, Any]  # from `Member.values`
-
-    @property
-    def is_plain(self) -> bool:
-        """Return whether the name is the key and one extension."""
-        return _is_plain(self.image_field)
 
     @property
     def is_dotted(self) -> bool:
@@ -73,7 +65,8 @@ class _Held:
         """
         parts = self.image_field.split(".")
         numbered = any(_NUMBERED.fullmatch(part) for part in (parts[0], parts[-1]))
-        return not self.is_plain and (numbered or not _FIELD.fullmatch(self.image_field))
+        is_field = _FIELD.fullmatch(self.image_field) and not numbered
+        return not _is_plain(self.image_field) and not is_field
 
 
 @dataclass
@@ -90,21 +83,27 @@ class _Group:
     @property
     def is_full(self) -> bool:
         """Return whether the images in memory reach a limit."""
-        size = sum(held.size for held in self.held)
+        size = sum(held.member.size for held in self.held)
         return len(self.held) > 1 and (len(self.held) > _HELD_IMAGES or size > _HELD_BYTES)
 
 
 def samples_of(
-    members: Iterator[Member], source: str, options: ReadOptions, left_out: LeftOut
+    members: Iterator[Member],
+    source: str,
+    options: ReadOptions,
+    left_out: LeftOut,
+    *,
+    content: bool = True,
 ) -> Iterator[Sample]:
     """Yield the images among the `members` of the archive `source` as samples, in their order.
 
     The key is the member's path without its image extension; if that is taken, the whole path; if
     that is taken too (one path stored twice), the path followed by `~2`, `~3`, .... Other members
     are counted in `left_out`. Memory holds the images of one key, at most 16 or 64 MiB. An
-    exception of `members` is raised after the samples before it.
+    exception of `members` is raised after the samples before it. Without `content` the samples are
+    empty, for counting.
     """
-    chooser = _Chooser(source, options, left_out)
+    chooser = _Chooser(source, options, left_out, content=content)
     try:
         for member in members:
             yield from chooser.add(member)
@@ -122,14 +121,18 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _is_plain(image_field: str) -> bool:
+    """Return whether a member's name is the key and one extension."""
     return "." not in image_field and not _NUMBERED.fullmatch(image_field)
 
 
 class _Chooser:
     """Group members by key, and yield the samples of each complete group."""
 
-    def __init__(self, source: str, options: ReadOptions, left_out: LeftOut) -> None:
+    def __init__(
+        self, source: str, options: ReadOptions, left_out: LeftOut, *, content: bool
+    ) -> None:
         self._source, self._options, self._left_out = source, options, left_out
+        self._content = content
         self._image_fields = options.image_fields  # empty: any image
         self._all = options.image_field == ALL_IMAGES
         self._keys = UniqueKeys()
@@ -146,7 +149,7 @@ class _Chooser:
             yield from self.finish()
             self._group.key = key
         if is_image_member:
-            self._hold(member, key, image_field)
+            self._hold(member, image_field)
         else:
             self._add_sidecar(member, image_field)
         yield from self._overflow()
@@ -168,19 +171,11 @@ class _Chooser:
         except UnreadableError:
             return False
 
-    def _hold(self, member: Member, key: str, image_field: str) -> None:
+    def _hold(self, member: Member, image_field: str) -> None:
         self._group.fields.add(image_field)
         self._group.named |= _is_plain(image_field)
-        self._group.held.append(
-            _Held(
-                member.name,
-                key,
-                image_field,
-                member.size,
-                _sample_of(member, self._source),
-                member.values,
-            )
-        )
+        sample = _sample_of(member, self._source) if self._content else Sample("", "", b"")
+        self._group.held.append(_Held(member, image_field, sample))
 
     def _add_sidecar(self, member: Member, image_field: str) -> None:
         group, names = self._group, self._options.keep_columns
@@ -226,7 +221,7 @@ class _Chooser:
             kept = self._one_image(group)
         for held in group.held:
             if held not in kept:
-                self._left_out.add(_label(held.name, held.image_field))
+                self._left_out.add(_label(held.member.name, held.image_field))
         return kept
 
     def _one_image(self, group: _Group) -> list[_Held]:
@@ -235,28 +230,25 @@ class _Chooser:
         if not group.named and not self._keys.has(group.key):
             return group.held
         # If the key came before, elsewhere in the archive, further images of it are second images.
-        plain = [held for held in of_key if held.is_plain]
+        plain = [held for held in of_key if _is_plain(held.image_field)]
         spent = group.taken or (not plain and self._keys.has(group.key))
         main = [] if spent else (plain or of_key)[:1]
         return [held for held in group.held if held.is_dotted or held in main]
 
     def _samples(self, group: _Group, images: list[_Held]) -> Iterator[Sample]:
         for image in images:
-            key = self._keys.take(_key(image.name), image.name)
+            member, types = image.member, self._options.keep_columns
+            key = self._keys.take(_key(member.name), member.name)
             fields = ""
-            if self._options.keep_columns:
-                fields = fields_of(
-                    self._sidecars(group, image),
-                    image.values,
-                    self._options.keep_columns,
-                    self._left_out,
-                )
-            yield image.sample.with_key(key, fields)
+            if types:
+                sidecars = self._sidecars(group, member.name)
+                fields = fields_of(sidecars, member.values, types, self._left_out)
+            yield replace(image.sample, key=key, fields=fields)
 
-    def _sidecars(self, group: _Group, image: _Held) -> dict[str, bytes]:
-        """Return the sidecars of an image by extension; its own override those of its key."""
+    def _sidecars(self, group: _Group, name: str) -> dict[str, bytes]:
+        """Return the sidecars of the image `name` by extension: its own before those of its key."""
         sidecars = {}
-        for stem in (image.key, stem_of(image.name)):
+        for stem in (group.key, stem_of(name)):
             for name, content in group.sidecars.items():
                 if name.startswith(f"{stem}."):
                     sidecars[name[len(stem) + 1 :]] = content

@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -137,7 +138,9 @@ class _Zstandard:
     def __init__(self, raw: Any) -> None:
         self._raw = raw
         self._error: BaseException | None = None
-        self._stream = pa.CompressedInputStream(pa.PythonFile(_Source(self._packed), "r"), "zstd")
+        # Arrow closes its file, but the caller that opened `raw` closes that.
+        file = SimpleNamespace(read=self._packed, close=lambda: None, closed=False)
+        self._stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
 
     def _packed(self, size: int) -> bytes:
         try:
@@ -154,15 +157,3 @@ class _Zstandard:
             if self._error:  # raised by the storage
                 raise self._error from error
             raise PackedDataError(f"its packed data are damaged: {error}") from error
-
-
-class _Source:
-    """Minimal file object for Arrow around a `read` function."""
-
-    closed = False
-
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self.read = read
-
-    def close(self) -> None:
-        """Leave the file open: the caller that opened it closes it."""

@@ -7,22 +7,29 @@ from collections.abc import Container, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError, StorageError
 from pipeline.storage.kept_columns import TEXT
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.listing import Entry, file_entry
 from pipeline.storage.objects import UNREADABLE, present_state, why_unreadable
+from pipeline.storage.parquet_columns import NOT_PARQUET
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers.folder import read_folder
 from pipeline.storage.readers.folder_fields import with_fields
 from pipeline.storage.readers.parquet import column_types, read_parquet
-from pipeline.storage.readers.tar import read_tar
+from pipeline.storage.readers.tar import DAMAGE, read_tar
 from pipeline.storage.readers.zip import LABEL, labels_of, read_zip
-from pipeline.storage.sample import Sample, unreadable
+from pipeline.storage.readers.zip_entries import ZipDamageError
+from pipeline.storage.sample import Sample, report_damage, unreadable
 from pipeline.storage.shards import Shard, folder_etag
 from pipeline.storage.uris import is_local, storage_errors
 
-_ARCHIVES = {"tar": read_tar, "zip": read_zip, "parquet": read_parquet}
+# Kind of a shard file -> its reader, and the errors that this raises for damage.
+_READERS = {
+    "tar": (read_tar, DAMAGE),
+    "zip": (read_zip, (ZipDamageError,)),
+    "parquet": (read_parquet, NOT_PARQUET),
+}
 
 
 def read_samples(
@@ -49,12 +56,12 @@ def read_samples(
         samples = read_folder(shard, keys)
         if options.keep_columns:
             samples = with_fields(samples, shard, options, left_out)
-        yield from samples
     elif shard.etag == UNREADABLE:
-        yield from (sample for sample in _unreadable(shard) if keys is None or sample.key in keys)
+        samples = _unreadable(shard)
     else:
-        samples = _ARCHIVES[shard.kind](shard, options, left_out)
-        yield from (sample for sample in samples if keys is None or sample.key in keys)
+        read, damage = _READERS[shard.kind]
+        samples = report_damage(read(shard, options, left_out), shard.uri, damage)
+    yield from (sample for sample in samples if keys is None or sample.key in keys)
     if _changed(shard, whole=keys is None):
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
@@ -97,10 +104,8 @@ def _state(uri: str) -> tuple[int, str]:
     try:
         with storage_errors(f"read '{uri}'"):
             return present_state(uri)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return 0, UNREADABLE
-        raise
+    except MissingError:
+        return 0, UNREADABLE
 
 
 def kept_types(first: Shard, names: Sequence[str]) -> dict[str, str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator, Sequence
-from itertools import starmap
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.storage.credentials import is_denied
 from pipeline.storage.file_types import readable_name
 from pipeline.storage.listing import UNKNOWN_SIZE, Entry, file_entry
-from pipeline.storage.objects import UNREADABLE, object_info, why_unreadable
+from pipeline.storage.objects import UNREADABLE, why_unreadable
 from pipeline.storage.s3 import Fetched, can_read_siblings, get_objects, is_bucket
 from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, too_large, unreadable
 from pipeline.storage.shards import Shard, folder_etag
@@ -20,20 +19,6 @@ from pipeline.storage.uris import filesystem, is_local_filesystem, join, storage
 # Parallel requests to an object store, and the bytes that they may hold in memory.
 _REQUESTS = 16
 _BYTES_AHEAD = 64 << 20
-
-
-class _File(NamedTuple):
-    key: str
-    name: str
-    size: int
-
-
-class _Content(NamedTuple):
-    """A file's bytes and their etag, or why it cannot be read."""
-
-    content: bytes
-    etag: str
-    why_not: str = ""
 
 
 def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sample]:
@@ -49,7 +34,7 @@ def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sa
         contents = _contents(shard, [name for _, name, size in group if size <= MAX_SAMPLE_BYTES])
         for key, name, size in group:
             uri = readable_name(shard.uri_of(name))
-            content, etag, why_not = contents.pop(name, _Content(b"", "", ""))
+            content, etag, why_not = contents.pop(name, Fetched(b""))
             if why_not:
                 yield unreadable(key, uri, why_not)
             elif size > MAX_SAMPLE_BYTES or len(content) > MAX_SAMPLE_BYTES:
@@ -64,24 +49,24 @@ def read_folder(shard: Shard, keys: Container[str] | None = None) -> Iterator[Sa
         raise StorageError(f"the shard '{shard.uri}' changed while it was read; run again")
 
 
-def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[_File]]:
-    """Yield groups of files that are fetched together."""
-    group: list[_File] = []
+def _groups(shard: Shard, keys: Container[str] | None) -> Iterator[list[tuple[str, str, int]]]:
+    """Yield groups of files, each as key, name and size, that are fetched together."""
+    group: list[tuple[str, str, int]] = []
     total = 0
-    for file in starmap(_File, zip(shard.keys, shard.names, shard.sizes, strict=True)):
-        if keys is not None and file.key not in keys:
+    for key, name, size in zip(shard.keys, shard.names, shard.sizes, strict=True):
+        if keys is not None and key not in keys:
             continue
-        if group and (len(group) == _REQUESTS or total + file.size > _BYTES_AHEAD):
+        if group and (len(group) == _REQUESTS or total + size > _BYTES_AHEAD):
             yield group
             group, total = [], 0
-        group.append(file)
-        total += max(0, file.size)
+        group.append((key, name, size))
+        total += max(0, size)
     if group:
         yield group
 
 
-def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
-    """Fetch files and return their contents by name; the etag is "" if the storage gives none."""
+def _contents(shard: Shard, names: Sequence[str]) -> dict[str, Fetched]:
+    """Fetch files and return them by name."""
     contents = {}
     for root, paths in group_by_root(shard, names).items():
         fs, root_path = filesystem(root)
@@ -90,8 +75,7 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
             with storage_errors(f"read '{readable_name(shard.uri_of(name))}'"):
                 result = next(results)
                 if isinstance(result, Fetched):
-                    etag = object_info(result.details).etag if result.details else ""
-                    contents[name] = _Content(result.content, etag)
+                    contents[name] = result
                     continue
                 why_not = _why_unreadable(fs, join(root_path, path), result, shard.kind)
                 if not why_not:
@@ -99,7 +83,7 @@ def _contents(shard: Shard, names: Sequence[str]) -> dict[str, _Content]:
                 # A missing object has the etag of the listing; a denied one has none, and then
                 # the etags of the shard are not compared.
                 gone = is_bucket(fs) and isinstance(result, FileNotFoundError)
-                contents[name] = _Content(b"", UNREADABLE if gone else "", why_not)
+                contents[name] = Fetched(b"", UNREADABLE if gone else "", why_not)
     return contents
 
 
@@ -144,11 +128,11 @@ def fetch_files(fs: Any, root: str, names: list[str]) -> Iterator[Fetched | Base
     elif fs.async_impl:
         paths = [join(root, name) for name in names]
         for content in fs.cat_ranges(paths, None, None, batch_size=_REQUESTS):
-            yield content if isinstance(content, BaseException) else Fetched(bytes(content), {})
+            yield content if isinstance(content, BaseException) else Fetched(bytes(content))
     else:
         for name in names:
             try:
-                yield Fetched(_read_whole(fs, join(root, name)), {})
+                yield Fetched(_read_whole(fs, join(root, name)))
             except OSError as error:
                 yield error
 

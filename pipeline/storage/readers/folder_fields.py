@@ -11,11 +11,12 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InputError, StorageError
+from pipeline.errors import InputError, MissingError
 from pipeline.storage.file_types import stem_of
 from pipeline.storage.kept_columns import MAX_FIELD_BYTES, fields_of, json_object
 from pipeline.storage.left_out import LeftOut
@@ -59,7 +60,7 @@ def with_fields(
                 end: contents[f"{stem}.{end}"] for end in extensions if f"{stem}.{end}" in contents
             }
             fields = fields_of(sidecars, row, options.keep_columns, left_out)
-            yield sample.with_key(sample.key, fields)
+            yield replace(sample, fields=fields)
 
 
 def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
@@ -138,10 +139,8 @@ class FolderMetadata:
         for uri in uris:
             try:
                 entry = file_entry(uri)
-            except StorageError as error:
-                if isinstance(error.__cause__, FileNotFoundError):
-                    continue
-                raise
+            except MissingError:
+                continue
             if entry.size > MAX_METADATA_BYTES:
                 raise InputError(
                     f"'{uri}' has {entry.size} bytes, of at most {MAX_METADATA_BYTES} that "

@@ -10,16 +10,10 @@ from typing import IO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError, StorageError
-from pipeline.storage.file_types import is_hidden, stem_of
+from pipeline.errors import InputError, MissingError
+from pipeline.storage.file_types import is_hidden, is_image, stem_of
 from pipeline.storage.readers.npy import read_array
-from pipeline.storage.readers.tar import (
-    DAMAGE,
-    is_sample,
-    member_name,
-    open_tar,
-    sparse_refusal,
-)
+from pipeline.storage.readers.tar import DAMAGE, member_name, open_tar, sparse_refusal
 from pipeline.storage.store import Store
 from pipeline.storage.uris import one_line, storage_errors
 
@@ -95,8 +89,8 @@ def _members(uri: str, *, with_images: bool) -> Iterator[tuple[str, bytes]]:
     with _open_archive(uri) as archive:
         for member in archive:
             name = member_name(member)
-            is_code = name.endswith(CODE_SUFFIX) and not is_hidden(name)
-            if member.isfile() and (is_code or (with_images and is_sample(member))):
+            is_wanted = name.endswith(CODE_SUFFIX) or (with_images and is_image(name))
+            if member.isfile() and is_wanted and not is_hidden(name):
                 if refusal := sparse_refusal(member):
                     raise InputError(f"'{name}' in '{uri}' is {refusal}")
                 yield name, cast(IO[bytes], archive.extractfile(member)).read()
@@ -112,10 +106,8 @@ def _open_archive(uri: str) -> Iterator[tarfile.TarFile]:
             except DAMAGE as error:
                 why = one_line(error)
                 raise InputError(f"'{uri}' is no tar, or damaged: {why}; replace it") from error
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"there is no '{uri}': pass a tar of pairs ({WANTED})") from error
-        raise
+    except MissingError as error:
+        raise InputError(f"there is no '{uri}': pass a tar of pairs ({WANTED})") from error
 
 
 def _code(content: bytes, where: str) -> NDArray[np.float32]:

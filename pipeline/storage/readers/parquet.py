@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,13 +20,7 @@ from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers.memory_limit import MemoryLimit
 from pipeline.storage.readers.parquet_pages import CheckedFile
 from pipeline.storage.readers.referenced_images import read_referenced_image
-from pipeline.storage.sample import (
-    MAX_SAMPLE_BYTES,
-    Sample,
-    UniqueKeys,
-    shard_errors,
-    too_large,
-)
+from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, UniqueKeys, too_large
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import storage_errors
@@ -55,9 +50,8 @@ def read_parquet(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Itera
     Without a path, and for an empty list, the sample is a `no_bytes` reject. Memory holds one row.
     Missing fields are counted in `left_out`.
     """
-    damage = (pa.ArrowException, *NOT_PARQUET)
-    with shard_errors(shard.uri, damage) as counted, open_seekable(shard.uri, _BUFFER) as file:
-        yield from counted(_samples(file, shard, options, left_out))
+    with open_seekable(shard.uri, _BUFFER) as file:
+        yield from _samples(file, shard, options, left_out)
 
 
 def check_columns(shard: Shard, options: ReadOptions | None = None) -> None:
@@ -96,7 +90,7 @@ def count_rows(shard: Shard, options: ReadOptions) -> int:
             groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
             return sum(_leaf_values(group, image) for group in groups)
         return int(metadata.num_rows)
-    except (InputError, pa.ArrowException, *NOT_PARQUET):
+    except (InputError, *NOT_PARQUET):
         return 0  # the reader reports why
 
 
@@ -127,7 +121,7 @@ def _samples(file: Any, shard: Shard, options: ReadOptions, left_out: LeftOut) -
         for index in range(batch.num_rows):
             fields = _fields(batch, index, options, left_out)
             for sample in _row(batch, index, row, opened, shard):
-                yield sample.with_key(keys.take(sample.key), fields)
+                yield replace(sample, key=keys.take(sample.key), fields=fields)
             row += 1
 
 

@@ -10,6 +10,7 @@ Headers are Thrift structures in the compact protocol (parquet.thrift, `PageHead
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 from typing import Any
 
@@ -27,10 +28,11 @@ class PageBombError(ValueError):
     """A page claims more bytes or values than it can hold."""
 
 
-class CheckedFile:
-    """A file for Arrow that checks every page header of the watched columns as it is read."""
+class CheckedFile(io.RawIOBase):
+    """A file for Arrow that checks every page header of the watched columns as it is read.
 
-    closed = False
+    The caller that opened the file behind it closes that.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -68,10 +70,6 @@ class CheckedFile:
         self._position = int(self._file.seek(offset, whence))
         return self._position
 
-    def tell(self) -> int:
-        """Return the position, as a file does."""
-        return self._position
-
     def readable(self) -> bool:
         """Return True, as a readable file does."""
         return True
@@ -79,9 +77,6 @@ class CheckedFile:
     def seekable(self) -> bool:
         """Return True, as a seekable file does."""
         return True
-
-    def close(self) -> None:
-        """Leave the file open: the caller that opened it closes it."""
 
 
 class _Chunk:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from pipeline.storage.file_types import is_hidden, is_image, readable_name
+from pipeline.storage.file_types import readable_name
 from pipeline.storage.left_out import LeftOut
 from pipeline.storage.read_options import ReadOptions
 from pipeline.storage.readers import decompression
 from pipeline.storage.readers.archive_members import Member, samples_of
-from pipeline.storage.sample import Sample, shard_errors
+from pipeline.storage.sample import Sample
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 
@@ -30,20 +30,20 @@ class StrictTarInfo(tarfile.TarInfo):
     """
 
     @classmethod
-    def fromtarfile(
-        cls, tarfile: tarfile.TarFile
-    ) -> StrictTarInfo:  # the base class names the parameter
-        source: BoundedSource = cast(Any, tarfile.fileobj).fileobj
+    def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
+        """Read the next header of `archive`."""
+        source: BoundedSource = cast(Any, archive.fileobj).fileobj
         try:
             with source.header():
-                return super().fromtarfile(tarfile)
+                return super().fromtarfile(archive)
         except _END_OF_ARCHIVE:
             raise
-        except _HEADER_ERROR as error:
-            raise _READ_ERROR(f"no end-of-archive mark: {error or 'unexpected end'}") from error
+        except tarfile.HeaderError as error:
+            why = error or "unexpected end"
+            raise tarfile.ReadError(f"no end-of-archive mark: {why}") from error
         # Records with invalid lengths, numbers or texts; endless chains of headers.
         except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise _READ_ERROR(f"a header that cannot be read: {error}") from error
+            raise tarfile.ReadError(f"a header that cannot be read: {error}") from error
 
 
 class BoundedSource:
@@ -83,8 +83,6 @@ class BoundedSource:
                 self._header_left = None
 
 
-_READ_ERROR = tarfile.ReadError
-_HEADER_ERROR = tarfile.HeaderError
 _END_OF_ARCHIVE = cast(type[Exception], vars(tarfile)["EOFHeaderError"])
 
 
@@ -121,23 +119,19 @@ def read_tar(shard: Shard, options: ReadOptions, left_out: LeftOut) -> Iterator[
     """Yield the images of the archive in its order, chosen by `archive_members.samples_of`.
 
     Sidecars (`.json`, `.txt`, `.cls`, ...), nested archives and hidden files are counted in
-    `left_out`. A link with an image's name is a reject: links are not followed.
+    `left_out`. A link with an image's name is a reject: links are not followed. Raises one of
+    `DAMAGE` after the samples before the damage.
     """
-    with shard_errors(shard.uri, DAMAGE) as counted, open_tar(shard.uri) as archive:
-        yield from counted(samples_of(_members(archive), shard.source, options, left_out))
+    with open_tar(shard.uri) as archive:
+        yield from samples_of(members_of(archive), shard.source, options, left_out)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[Member]:
+def members_of(archive: tarfile.TarFile) -> Iterator[Member]:
+    """Yield the files, links and special files of an archive; memory holds one of them."""
     for info in archive:
         if not info.isdir():
-            yield member_of(archive, info)
+            yield _member_of(archive, info)
         cast(Any, archive).members.clear()  # `tarfile` would keep all of them
-
-
-def is_sample(member: tarfile.TarInfo) -> bool:
-    """Return whether a member has the name of an image and is not hidden."""
-    name = member_name(member)
-    return not member.isdir() and is_image(name) and not is_hidden(name)
 
 
 def member_name(member: tarfile.TarInfo) -> str:
@@ -145,15 +139,13 @@ def member_name(member: tarfile.TarInfo) -> str:
     return readable_name(member.name.removeprefix("./"))
 
 
-def member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    """Return a file, link or special file of `archive`, whose content is read next."""
-    name = member_name(info)
-    if not info.isfile():
-        detail = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
-        return Member(name, 0, lambda _: b"", detail)
-    if detail := sparse_refusal(info):
-        return Member(name, 0, lambda _: b"", detail)
-    return Member(name, info.size, _Content(archive, info).read)
+def _member_of(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
+    if info.isfile():
+        refusal = sparse_refusal(info)
+    else:
+        refusal = f"a link to '{readable_name(info.linkname)}' or a special file, not an image"
+    size = 0 if refusal else info.size
+    return Member(member_name(info), size, _Content(archive, info).read, refusal)
 
 
 def sparse_refusal(info: tarfile.TarInfo) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pipeline.errors import StorageError
@@ -14,11 +15,10 @@ from pipeline.storage.readers.archive_members import Member, UnreadableError, sa
 from pipeline.storage.readers.zip_entries import (
     ZipDamageError,
     ZipEntry,
-    ZipEntryError,
     entries_of,
     read_entry,
 )
-from pipeline.storage.sample import MAX_SAMPLE_BYTES, Sample, shard_errors
+from pipeline.storage.sample import Sample
 from pipeline.storage.seekable import open_seekable
 from pipeline.storage.shards import Shard
 from pipeline.storage.uris import one_line, storage_errors
@@ -39,13 +39,13 @@ def read_zip(
 
     With `label` among `options.keep_columns`, each has its label of StyleGAN's `dataset.json`. An
     entry that is encrypted, damaged or compressed by another method than deflate is a reject. A
-    damaged directory raises `StorageError` after the samples before the damage. Without `content`
+    damaged directory raises `ZipDamageError` after the samples before the damage. Without `content`
     the samples are empty, for counting.
     """
-    with shard_errors(shard.uri, (ZipDamageError,)) as counted, _open_archive(shard) as files:
+    with _open_archive(shard) as files:
         labels = _labels(files, shard) if LABEL in options.keep_columns else None
-        members = _members(files, labels, content=content)
-        yield from counted(samples_of(members, shard.source, options, left_out))
+        members = _members(files, labels)
+        yield from samples_of(members, shard.source, options, left_out, content=content)
 
 
 def labels_of(shard: Shard) -> Mapping[str, Any] | None:
@@ -74,48 +74,33 @@ def _open_archive(shard: Shard) -> Iterator[tuple[Any, Any]]:
         yield directory, data
 
 
-def _members(
-    files: tuple[Any, Any], labels: Mapping[str, Any] | None, *, content: bool
-) -> Iterator[Member]:
+def _members(files: tuple[Any, Any], labels: Mapping[str, Any] | None) -> Iterator[Member]:
     directory, data = files
-    budget = _Budget(max(_BOMB_BYTES, _BOMB_RATIO * data.seek(0, 2)))
+    contents = _Contents(data)
     for entry in entries_of(directory):
-        if entry.is_folder:
+        if entry.name.endswith("/"):
             continue
         name = entry.name.removeprefix("./")
-        reader = _Reader(data, entry, budget, content=content)
         values = {LABEL: labels.get(name)} if labels is not None else {}
-        yield Member(name, entry.size, reader.read, entry.refusal, values)
+        yield Member(name, entry.size, partial(contents.read, entry), entry.refusal, values)
 
 
-class _Budget:
-    """Number of bytes that all entries of an archive together may still unpack to."""
+class _Contents:
+    """Contents of the entries of an archive, limited in the bytes that all together unpack to."""
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._left = max(_BOMB_BYTES, _BOMB_RATIO * data.seek(0, 2))
 
-    def spend(self, size: int) -> None:
-        """Subtract the size of an entry; `ZipDamageError` if the budget is exceeded."""
-        self.left -= size
-        if self.left < 0:
+    def read(self, entry: ZipEntry, size: int | None) -> bytes:
+        """Read the first `size` bytes of an entry, or all.
+
+        Raises `UnreadableError` if they cannot be read, and `ZipDamageError` beyond the limit.
+        """
+        self._left -= entry.size if size is None else size
+        if self._left < 0:
             raise ZipDamageError(f"it unpacks to over {_BOMB_RATIO} times its size")
-
-
-class _Reader:
-    """Content of one entry, within the budget of the archive."""
-
-    def __init__(self, data: Any, entry: ZipEntry, budget: _Budget, *, content: bool) -> None:
-        self._data, self._entry, self._budget, self._content = data, entry, budget, content
-
-    def read(self, size: int | None) -> bytes:
-        """Read the first `size` bytes, or all; `UnreadableError` if they cannot be read."""
-        if size is None and not self._content:
-            return b""
-        self._budget.spend(self._entry.size if size is None else size)
-        try:
-            return read_entry(self._data, self._entry, size)
-        except ZipEntryError as error:
-            raise UnreadableError(str(error)) from error
+        return read_entry(self._data, entry, size)
 
 
 def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
@@ -126,7 +111,7 @@ def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
             break
     else:
         return None
-    if entry.size > min(_MAX_LABEL_BYTES, MAX_SAMPLE_BYTES):
+    if entry.size > _MAX_LABEL_BYTES:
         raise StorageError(
             f"'{_LABELS_NAME}' in '{shard.uri}' has {entry.size} bytes, of at most "
             f"{_MAX_LABEL_BYTES} that are read: leave the label out of --keep-columns"
@@ -134,7 +119,7 @@ def _labels(files: tuple[Any, Any], shard: Shard) -> Mapping[str, Any] | None:
     try:
         document = json.loads(read_entry(data, entry))
         return _by_name(document.get("labels") if isinstance(document, dict) else None)
-    except (ZipEntryError, ValueError, TypeError, RecursionError) as error:
+    except (UnreadableError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
             f"'{_LABELS_NAME}' in '{shard.uri}' cannot be read ({one_line(error)}): replace it, or "
             "leave the label out of --keep-columns"

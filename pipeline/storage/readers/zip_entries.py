@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.storage.readers.archive_members import UnreadableError
+
 _END = struct.Struct("<4s4H2LH")  # signature, disks, entries, directory's size and offset, comment
 _END64_PLACE = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -30,10 +32,6 @@ _UNIX, _TYPE, _LINK, _FOLDER = 3, 0o170000, 0o120000, 0o040000
 
 class ZipDamageError(Exception):
     """Damaged directory of an archive, or an archive that is a bomb."""
-
-
-class ZipEntryError(Exception):
-    """Content of one entry that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +52,6 @@ class ZipEntry:
     offset: int
     end: int
     refusal: str
-
-    @property
-    def is_folder(self) -> bool:
-        """Return whether the entry is a folder."""
-        return self.name.endswith("/")
 
 
 @dataclass(frozen=True)
@@ -216,11 +209,11 @@ def _refusal(flags: int, method: int) -> str:
 def read_entry(file: Any, entry: ZipEntry, at_most: int | None = None) -> bytes:
     """Read the content of an entry of the seekable `file`, or its first `at_most` bytes.
 
-    Raises `ZipEntryError` if it cannot be read, has another length than claimed, or, read whole,
+    Raises `UnreadableError` if it cannot be read, has another length than claimed, or, read whole,
     another checksum. Never unpacks more than the entry's `size` + 1 bytes.
     """
     if entry.refusal:
-        raise ZipEntryError(entry.refusal)
+        raise UnreadableError(entry.refusal)
     length = entry.size if at_most is None else min(at_most, entry.size)
     pieces, total, crc = [], 0, 0
     piece_size = _PIECE if at_most is None else 2 * at_most
@@ -234,9 +227,9 @@ def read_entry(file: Any, entry: ZipEntry, at_most: int | None = None) -> bytes:
         return b"".join(pieces)[:length]
     if total != entry.size:
         more = "more" if total > entry.size else f"{total}"
-        raise ZipEntryError(f"damaged inside the zip: {more} of {entry.size} bytes")
+        raise UnreadableError(f"damaged inside the zip: {more} of {entry.size} bytes")
     if crc != entry.crc:
-        raise ZipEntryError("damaged inside the zip: its checksum does not fit")
+        raise UnreadableError("damaged inside the zip: its checksum does not fit")
     return b"".join(pieces)
 
 
@@ -245,17 +238,17 @@ def _packed(file: Any, entry: ZipEntry, piece_size: int) -> Iterator[bytes]:
     file.seek(min(entry.offset, entry.end))
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-        raise ZipEntryError("damaged inside the zip: there is no entry where it should begin")
+        raise UnreadableError("damaged inside the zip: there is no entry where it should begin")
     name_length, extra_length = _LOCAL.unpack(header)[9:]
     begin = entry.offset + _LOCAL.size + name_length + extra_length
     if begin + entry.packed > entry.end:
-        raise ZipEntryError("damaged inside the zip: it reaches beyond the archive's end")
+        raise UnreadableError("damaged inside the zip: it reaches beyond the archive's end")
     file.seek(begin)
     left = entry.packed
     while left:
         piece = file.read(min(left, piece_size))
         if not piece:
-            raise ZipEntryError("damaged inside the zip: it ends too early")
+            raise UnreadableError("damaged inside the zip: it ends too early")
         left -= len(piece)
         yield piece
 
@@ -271,7 +264,7 @@ def _unpack(pieces: Iterator[bytes], entry: ZipEntry, length: int) -> Iterator[b
             try:
                 block = inflater.decompress(rest, min(length + 1 - total, _PIECE))
             except zlib.error as error:
-                raise ZipEntryError(f"damaged inside the zip: {error}") from error
+                raise UnreadableError(f"damaged inside the zip: {error}") from error
             total += len(block)
             yield block
             if total > length:

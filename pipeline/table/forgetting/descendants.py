@@ -18,7 +18,8 @@ from pipeline.storage.output_check import names_in
 from pipeline.storage.uris import storage_errors
 from pipeline.table.forgetting.erase import forgotten_rows
 from pipeline.table.forgetting.forgotten import Forgotten
-from pipeline.table.spec import SPEC_NAME, TableSpec, read_spec
+from pipeline.table.reader import Table, open_table
+from pipeline.table.spec import SPEC_NAME, TableSpec
 
 MAX_SIBLINGS = 1000
 
@@ -36,12 +37,6 @@ class Descendant:
         return dict(vars(self))
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    store: Store
-    spec: TableSpec
-
-
 def find_descendants(
     store: Store, spec: TableSpec, forgotten: Forgotten, named: Sequence[str] = ()
 ) -> list[Descendant]:
@@ -50,7 +45,7 @@ def find_descendants(
     Tables made from these are returned too, and all of `named`. Each has its number of rows of
     `forgotten` images. Raises `RequestError` if one of `named` is not a table.
     """
-    given = [_candidate(uri) for uri in named]
+    given = [open_table(uri) for uri in named]
     roots = {candidate.store.root for candidate in given}
     siblings = [each for each in _siblings(store) if each.store.root not in roots]
     reasons: dict[str, str] = {}
@@ -67,7 +62,7 @@ def find_descendants(
     ]
 
 
-def _follow(root: str, candidates: Sequence[_Candidate], reasons: dict[str, str]) -> None:
+def _follow(root: str, candidates: Sequence[Table], reasons: dict[str, str]) -> None:
     """Add the candidates that were made from the table at `root`, and those made from these."""
     for candidate in candidates:
         child = candidate.store.root
@@ -89,12 +84,7 @@ def _setting_with(spec: TableSpec, root: str) -> str:
     return ""
 
 
-def _candidate(uri: str) -> _Candidate:
-    store = Store(uri)
-    return _Candidate(store, read_spec(store))
-
-
-def _siblings(store: Store) -> Iterator[_Candidate]:
+def _siblings(store: Store) -> Iterator[Table]:
     """Yield the readable tables in the folder that the table is in."""
     parent = store.root.rstrip("/").rpartition("/")[0]
     if not parent or parent.endswith(("/", ":")):
@@ -103,7 +93,7 @@ def _siblings(store: Store) -> Iterator[_Candidate]:
         if root != store.root:
             try:
                 if Store(root).exists(SPEC_NAME):
-                    yield _candidate(root)
+                    yield open_table(root)
             except PipelineError:
                 continue
 

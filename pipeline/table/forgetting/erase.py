@@ -18,20 +18,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RequestError, TableError
 from pipeline.storage import Store, is_local
-from pipeline.table.card import kept_readme, write_card
+from pipeline.table.card import write_card
 from pipeline.table.forgetting.forget_lock import ForgetLock
 from pipeline.table.forgetting.forgotten import KEPT, ForgetList, Forgotten, deciding_columns
 from pipeline.table.forgetting.leftovers import blank_mentions
@@ -45,7 +44,9 @@ from pipeline.table.parts import (
     encode_part,
     parse_part_name,
     part_name,
+    part_names,
     read_metadata,
+    stats_in,
 )
 from pipeline.table.reader import open_table
 from pipeline.table.schema import rejects_schema
@@ -59,6 +60,8 @@ _THREADS = 16  # files whose columns are read at a time
 _BATCH = 1024
 _REWRITERS = 4  # shards that are rewritten at a time, one part of each in memory
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")  # as `Store` names them
+
+_Files = Sequence[tuple[str, bytes]]  # name and content, in the order of writing
 
 
 @dataclass(frozen=True)
@@ -209,21 +212,23 @@ class _Eraser:
                 self._remove_part(shard_id, part)
 
     def _stats_of(self, name: str) -> Stats:
-        """Read what a latents file adds up to, from its footer."""
-        try:
-            return Stats.from_figures(read_metadata(self.store, name).get("figures"))
-        except TypeError as error:
-            raise TableError(f"'{self.store.uri(name)}': {error}") from error
+        return stats_in(read_metadata(self.store, name), self.store.uri(name))
 
     def _erase_part(self, record: ShardRecord, part: int, stats: list[Stats]) -> ShardRecord:
         """Rewrite a part of a committed shard; return the shard's new record.
 
         `stats` has the sums of each part, of which that of this part is replaced.
         """
-        erased = self._read_part(record.shard, part)
-        stats[part] = erased.encoded.stats
+        erased, files = self._read_part(record.shard, part)
+        stats[part] = erased.stats
         parts = list(record.parts)
-        parts[part] = replace(parts[part], **erased.facts)
+        parts[part] = replace(
+            parts[part],
+            faces=erased.stats.counts.faces,
+            rejects=erased.stats.counts.rejects,
+            latents_sha256=hashlib.sha256(erased.latents).hexdigest(),
+            rejects_sha256=hashlib.sha256(erased.rejects).hexdigest(),
+        )
         new = replace(
             record,
             faces=sum(each.faces for each in parts),
@@ -232,70 +237,49 @@ class _Eraser:
             parts=tuple(parts),
         )
         new.write(self.store, replace=True)
-        erased.write(self.store)
+        self._put(files)
         return new
 
     def _erase_open_part(self, shard_id: str, part: int) -> None:
         """Rewrite a part of an open shard; remove one that lacks a file, to be done again."""
-        names = (part_name(kind, shard_id, part) for kind in (LATENTS, REJECTS))
-        if all(map(self.store.exists, names)):
-            self._read_part(shard_id, part).write(self.store)
+        if all(map(self.store.exists, part_names(shard_id, part))):
+            self._put(self._read_part(shard_id, part)[1])
         else:
             self._remove_part(shard_id, part)
 
     def _remove_part(self, shard_id: str, part: int) -> None:
         """Remove a part that no commit owns, rejects last, as all removals do."""
-        for kind in (LATENTS, REJECTS):
-            self.store.remove(part_name(kind, shard_id, part))
+        for name in part_names(shard_id, part):
+            self.store.remove(name)
 
-    def _read_part(self, shard_id: str, part: int) -> _ErasedPart:
-        """Return the new content of a part; `TableError` if it is damaged."""
-        names = {kind: part_name(kind, shard_id, part) for kind in (LATENTS, REJECTS)}
-        latents, rejects = self._read(LATENTS, names), self._read(REJECTS, names)
+    def _put(self, files: _Files) -> None:
+        for name, content in files:
+            self.store.put(name, content)
+
+    def _read_part(self, shard_id: str, part: int) -> tuple[EncodedPart, _Files]:
+        """Return the new content of a part; `TableError` if it is damaged.
+
+        Last of the files is the one by whose rows the part is found again after a stop. If that are
+        the latents, an image is a reject before its face is gone, as readers expect.
+        """
+        names = part_names(shard_id, part)
+        latents, rejects = map(self._read, names)
         metadata = decode_metadata(latents.schema.metadata)
         samples = metadata.get("samples")
         if type(samples) is not int:
-            raise TableError(
-                f"'{self.store.uri(names[LATENTS])}' does not say how many samples it has"
-            )
+            raise TableError(f"'{self.store.uri(names[0])}' does not say how many samples it has")
         kept, rejects = self.forgotten.erase(latents, rejects, part=part, samples=samples)
         encoded = encode_part(kept, rejects, metadata)
-        return _ErasedPart(names, encoded, has_faces=kept.num_rows < latents.num_rows)
+        files = list(zip(names, (encoded.latents, encoded.rejects), strict=True))
+        has_faces = kept.num_rows < latents.num_rows
+        return encoded, files[::-1] if has_faces else files
 
-    def _read(self, kind: str, names: Mapping[str, str]) -> pa.Table:
+    def _read(self, name: str) -> pa.Table:
         """Read a file with the types of the table; Parquet gives items of lists another name."""
-        content = self.store.get(names[kind])
-        with damage_reported(self.store.uri(names[kind])):
+        content, kind = self.store.get(name), name.split("/", 1)[0]
+        with damage_reported(self.store.uri(name)):
             table = pq.ParquetFile(pa.BufferReader(content)).read()
             return table.cast(self._schemas[kind].with_metadata(table.schema.metadata))
-
-
-@dataclass(frozen=True)
-class _ErasedPart:
-    """New content of a part's two files."""
-
-    names: Mapping[str, str]
-    encoded: EncodedPart
-    has_faces: bool  # whether the stored latents have a forgotten row
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Return the fields of the part's record that change."""
-        return {
-            "faces": self.encoded.stats.counts.faces,
-            "rejects": self.encoded.stats.counts.rejects,
-            "latents_sha256": hashlib.sha256(self.encoded.latents).hexdigest(),
-            "rejects_sha256": hashlib.sha256(self.encoded.rejects).hexdigest(),
-        }
-
-    def write(self, store: Store) -> None:
-        """Replace both files, last the one by whose rows the part is found again after a stop.
-
-        If that are the latents, an image is a reject before its face is gone, as readers expect.
-        """
-        files = [(REJECTS, self.encoded.rejects), (LATENTS, self.encoded.latents)]
-        for kind, content in files if self.has_faces else reversed(files):
-            store.put(self.names[kind], content)
 
 
 def _clean_up(store: Store) -> str:
@@ -303,8 +287,7 @@ def _clean_up(store: Store) -> str:
     refresh_index(store)
     forget_part_index(store)
     _remove_temporaries(store)
-    table = open_table(store.root)
-    return kept_readme(table) if write_card(table) is None else ""
+    return write_card(open_table(store.root))
 
 
 def _remove_temporaries(store: Store) -> None:

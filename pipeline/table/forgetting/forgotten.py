@@ -204,7 +204,8 @@ class Forgotten:
             return latents, rejects
         shard_id = (latents if latents.num_rows else rejects)["shard"][0].as_py()
         kept = latents.filter(pa.array([level == KEPT for level in of_faces], pa.bool_()))
-        faces = [row for row, level in zip(_names(latents), of_faces, strict=True) if level == FACE]
+        names = latents.select(_NAMES).to_pylist()
+        faces = [row for row, level in zip(names, of_faces, strict=True) if level == FACE]
         others = []
         for row, level in zip(
             rejects.drop_columns(["image_id", "shard"]).to_pylist(), of_rejects, strict=True
@@ -237,12 +238,6 @@ def check_finished(store: Store, forgotten: Forgotten | None = None) -> None:
         )
 
 
-def _names(rows: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows with the columns that name their image and face."""
-    names: list[dict[str, Any]] = rows.select(_NAMES).to_pylist()
-    return names
-
-
 def _faces_of_others(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rejects for single forgotten faces: one per face, sorted."""
     faces = {(row["key"], row["face_index"]): row for row in rows}
@@ -262,11 +257,7 @@ def _reject(names: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entries(salt: bytes, sha256: str, uri: str) -> Iterator[str]:
-    if sha256:
-        yield _hash(salt, f"bytes {sha256}")
-    if uri:
-        yield _hash(salt, f"name {uri}")
-
-
-def _hash(salt: bytes, text: str) -> str:
-    return hashlib.blake2b(text.encode(), key=salt, digest_size=_HASH_BYTES).hexdigest()
+    for kind, value in (("bytes", sha256), ("name", uri)):
+        if value:
+            text = f"{kind} {value}".encode()
+            yield hashlib.blake2b(text, key=salt, digest_size=_HASH_BYTES).hexdigest()

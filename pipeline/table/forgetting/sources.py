@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipeline.errors import RequestError
 from pipeline.storage import Store
@@ -19,15 +18,6 @@ _BATCH_ROWS = 1024
 _SHORTEST_NAME = 4  # of a key, without extension, that a reason must not repeat
 
 
-@dataclass
-class _Image:
-    """Chosen rows of one image."""
-
-    sha256: str
-    chosen: int = 0  # rows of latents
-    numbers: set[int | None] = field(default_factory=set)  # of faces; None: a reject of the image
-
-
 def choose_sources(selection: Selection) -> tuple[list[Source], set[str]]:
     """Return the images that a selection means, and their keys.
 
@@ -35,39 +25,30 @@ def choose_sources(selection: Selection) -> tuple[list[Source], set[str]]:
     has an order or a limit. If it chooses all faces that the table has of an image, the whole image
     is meant, otherwise single faces of it.
     """
-    images: dict[str, _Image] = {}
+    chosen = (
+        f"SELECT {_NAMES}, 1 AS is_face FROM {selection.source} "
+        f"UNION ALL SELECT {_NAMES}, 0 AS is_face FROM {_rejected(selection)}"
+    )
+    stored = (
+        "SELECT source_uri, count(*) AS total FROM latents SEMI JOIN chosen USING (source_uri) "
+        "GROUP BY source_uri"
+    )
+    query = (
+        f"WITH chosen AS MATERIALIZED ({chosen}), stored AS ({stored}) "
+        "SELECT source_uri, max(source_sha256) AS sha256, list(key) AS keys, "
+        "list(face_index) AS faces, sum(is_face) >= coalesce(max(total), 0) AS has_all "
+        "FROM chosen LEFT JOIN stored USING (source_uri) GROUP BY source_uri"
+    )
+    sources: list[Source] = []
     keys: set[str] = set()
-    rejected = _rejected(selection)
-    latents = _rows(selection, f"SELECT {_NAMES}, 1 AS chosen FROM {selection.source}")
-    rejects = _rows(selection, f"SELECT {_NAMES}, 0 AS chosen FROM {rejected}")
-    for row in (*latents, *rejects):
-        image = images.setdefault(row["source_uri"], _Image(row["source_sha256"] or ""))
-        image.chosen += row["chosen"]
-        image.numbers.add(row["face_index"])
-        keys.add(row["key"])
-    stored = {
-        row["source_uri"]: row["faces"]
-        for row in _rows(
-            selection,
-            "SELECT source_uri, count(*) AS faces FROM latents WHERE source_uri IN (SELECT "
-            f"source_uri FROM {selection.source} UNION SELECT source_uri FROM {rejected}) GROUP BY "
-            "source_uri",
-        )
-    }
-    sources = [
-        source
-        for uri, image in images.items()
-        for source in _sources(uri, image, stored.get(uri, 0))
-    ]
+    for batch in selection.table.batches(query, _BATCH_ROWS):
+        for row in batch.to_pylist():
+            # A reject without a face is one of the whole image.
+            is_whole = row["has_all"] or None in row["faces"]
+            faces = {None} if is_whole else set(row["faces"])
+            sources += [Source(row["sha256"] or "", row["source_uri"], face) for face in faces]
+            keys |= set(row["keys"])
     return sources, keys
-
-
-def _sources(uri: str, image: _Image, stored: int) -> Iterator[Source]:
-    """Yield the whole image if all its `stored` faces are chosen, otherwise the chosen faces."""
-    if None in image.numbers or image.chosen >= stored:
-        yield Source(image.sha256, uri)
-    else:
-        yield from (Source(image.sha256, uri, face) for face in image.numbers)
 
 
 def _rejected(selection: Selection) -> str:
@@ -83,11 +64,6 @@ def _rejected(selection: Selection) -> str:
         # It uses a column of faces alone. Any other error comes again with the query of faces.
         return nothing
     return rows
-
-
-def _rows(selection: Selection, query: str) -> Iterator[dict[str, Any]]:
-    for batch in selection.table.batches(query, _BATCH_ROWS):
-        yield from batch.to_pylist()
 
 
 def new_list(

@@ -59,7 +59,7 @@ def test_photo_is_chosen_anywhere_in_its_key(archive: Callable[..., Path]) -> No
     path = archive("0.depth.png", "0.jpg", "0.seg.png", "1.json", "1.left.jpg", "1.right.jpg")
     keys, left_out = chosen(path)
     assert keys == ["0", "1.left"]
-    assert left_out.total == 4
+    assert sum(left_out.values()) == 4
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_photos_with_dots_in_names_are_all_read(
     photos = [name for name in names if name.endswith(".jpg")]
     keys, left_out = chosen(archive(*names))
     assert sorted(keys) == sorted(name.removesuffix(".jpg") for name in photos)
-    assert left_out.total == len(names) - len(photos)
+    assert sum(left_out.values()) == len(names) - len(photos)
 
 
 def test_names_beyond_the_memory_limit_are_all_read(archive: Callable[..., Path]) -> None:
@@ -109,7 +109,7 @@ def test_image_field_all_reads_every_image(archive: Callable[..., Path]) -> None
     assert chosen(path, ALL) == (["0", "0.png", "0.seg"], {".json": 1})
     keys, left_out = chosen(path)
     assert keys == ["0"]
-    assert left_out.total == 3
+    assert sum(left_out.values()) == 3
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_images_without_known_extension_are_recognised_by_bytes(
     assert left_out == {".img": 1}
     keys, left_out = chosen(path, sniff=False)
     assert keys == []
-    assert left_out.total == 7
+    assert sum(left_out.values()) == 7
 
 
 def test_text_that_begins_like_an_image_is_skipped(archive: Callable[..., Path]) -> None:

@@ -288,7 +288,7 @@ def test_members_already_read_are_not_kept(tmp_path: Path, monkeypatch: pytest.M
         most = max(most, len(archive.members))  # type: ignore[attr-defined]
         return member_of(archive, info)
 
-    member_of = tar.member_of
-    monkeypatch.setattr(tar, "member_of", counted)
+    member_of = tar._member_of
+    monkeypatch.setattr(tar, "_member_of", counted)
     assert keys(write_tar(tmp_path / "s.tar", MEMBERS)) == KEYS
     assert most == 1
