@@ -57,8 +57,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def run_once(request: dict[str, Any]) -> dict[str, Any]:
     """Run one job in this process and return its measurements."""
-    from pipeline.engine import run_job
     from pipeline.engine.cluster import RaySession
+    from pipeline.engine.run import run_job
     from pipeline.engine.simulate import BATCH, Trace, simulated_stages
     from pipeline.engine.stages import STAGES
 

@@ -1,9 +1,10 @@
-"""Environment variables about Ray, read before Ray is imported."""
+"""State of Ray that is known without importing it: environment variables, whether it runs."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -21,6 +22,15 @@ def shows_ray_log() -> bool:
 def in_cluster() -> bool:
     """Return whether this process is a Ray job, or RAY_ADDRESS names a cluster."""
     return _JOB in os.environ or "RAY_ADDRESS" in os.environ
+
+
+def running_ray() -> Any:
+    """Return the module `ray` if Ray is running in this process, else None.
+
+    An import here could precede `pipeline.engine.cluster`, which sets Ray's environment.
+    """
+    ray = sys.modules.get("ray")
+    return ray if ray is not None and ray.is_initialized() else None
 
 
 def ray_job() -> dict[str, Any]:

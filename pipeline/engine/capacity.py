@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from pipeline.config import JobConfig
     from pipeline.engine.cluster import Resources
 
-StageTypes = Sequence[type[Stage]]
-
 MIN_CPUS = 1.0  # that a cluster needs for all stages together
 READERS, WRITERS = 4, 2
 # One reader gets about 100 MB/s from a bucket, enough for a dozen aligners.
@@ -33,7 +31,7 @@ SHARED_BYTES, PAIR_BYTES = 3_000_000_000, 2_400_000_000
 
 
 def reserved_cpus(
-    stages: StageTypes = STAGES, *, on_gpu: bool, scale: float = 1.0
+    stages: Sequence[type[Stage]] = STAGES, *, on_gpu: bool, scale: float = 1.0
 ) -> dict[str, float]:
     """Return the CPUs that one worker of each stage reserves, in steps of 0.001 as Ray counts them.
 
@@ -47,7 +45,7 @@ def reserved_cpus(
 
 
 def fit(
-    nodes: Iterable[Mapping[str, float]], stages: StageTypes = STAGES, *, on_gpu: bool
+    nodes: Iterable[Mapping[str, float]], stages: Sequence[type[Stage]] = STAGES, *, on_gpu: bool
 ) -> dict[str, float]:
     """Return CPU reservations with which one worker of each stage fits on `nodes` at the same time.
 
@@ -131,7 +129,7 @@ class Pools:
     @classmethod
     def for_stages(
         cls,
-        stages: StageTypes,
+        stages: Sequence[type[Stage]],
         resources: Resources,
         local: bool,
         *,

@@ -10,10 +10,9 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,34 +116,48 @@ def _local_gpus() -> int:
 
 
 def _start_local(gpus: int | None, folder: Path | None) -> None:
-    ray.init(
-        address="local",
-        num_gpus=_local_gpus() if gpus is None else gpus,
-        # Aligners and inverters are rarely busy together, so their pools overlap: a core each.
-        num_cpus=2 * whole_cpus() + 1,
-        include_dashboard=False,
-        # A subfolder of the private one, as Ray makes its own folder writable for everyone.
-        _temp_dir=str(folder / "r") if folder else None,
-        **_log_options(),
-    )
-
-
-def _start_local_with_retries(gpus: int | None, folder: Path | None) -> None:
     """Start Ray with retries: on a busy machine or a cold disk its agent may take longer than 15 s,
     a limit that cannot be configured."""
+    gpus = _local_gpus() if gpus is None else gpus
     for tries_left in reversed(range(START_TRIES)):
         try:
             with loopback_only(), without_unused_processes():
-                return _start_local(gpus, folder)
+                ray.init(
+                    address="local",
+                    num_gpus=gpus,
+                    # Aligners and inverters are rarely busy together: their pools overlap.
+                    num_cpus=2 * whole_cpus() + 1,
+                    include_dashboard=False,
+                    # A subfolder of the private one: Ray makes its own writable for everyone.
+                    _temp_dir=str(folder / "r") if folder else None,
+                    **_log_options(),
+                )
+            return
         except Exception as error:
             if START_TIMED_OUT not in str(error) or not tries_left:
                 raise
 
 
 def _join_cluster() -> None:
+    """Join the cluster; an error that retries cannot fix becomes a one-line `ConfigError`."""
     check_address()
-    with _readable_join_errors():
+    try:
         ray.init(address="auto", runtime_env=shipped_environment(), **_log_options())
+    except (RuntimeError, ConnectionError) as error:
+        text = "".join(traceback.format_exception(error))
+        versions = re.findall(r"^\s*(Ray|Python): (\S+)", text, re.MULTILINE)
+        if "ersion mismatch" in text and len(versions) >= 4:
+            ours, theirs = dict(versions[2:4]), dict(versions[:2])
+            raise ConfigError(
+                f"the cluster runs Ray {theirs.get('Ray')} on Python {theirs.get('Python')}, and "
+                f"this job Ray {ours.get('Ray')} on Python {ours.get('Python')}: they must be equal"
+            ) from error
+        if "InvalidAuthToken" in text or "Unauthenticated" in text:
+            raise ConfigError(
+                "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
+                "values of its `ray start` (or RAY_AUTH_TOKEN_PATH to a file with it)"
+            ) from error
+        raise
 
 
 def shipped_environment() -> dict[str, Any] | None:
@@ -167,28 +180,6 @@ def _log_options() -> Any:
 
 
 @contextmanager
-def _readable_join_errors() -> Iterator[None]:
-    """Turn errors of joining a cluster that retries cannot fix into a one-line `ConfigError`."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError) as error:
-        text = "".join(traceback.format_exception(error))
-        versions = re.findall(r"^\s*(Ray|Python): (\S+)", text, re.MULTILINE)
-        if "ersion mismatch" in text and len(versions) >= 4:
-            ours, theirs = dict(versions[2:4]), dict(versions[:2])
-            raise ConfigError(
-                f"the cluster runs Ray {theirs.get('Ray')} on Python {theirs.get('Python')}, and "
-                f"this job Ray {ours.get('Ray')} on Python {ours.get('Python')}: they must be equal"
-            ) from error
-        if "InvalidAuthToken" in text or "Unauthenticated" in text:
-            raise ConfigError(
-                "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the "
-                "values of its `ray start` (or RAY_AUTH_TOKEN_PATH to a file with it)"
-            ) from error
-        raise
-
-
-@contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop the line about its log level that Ray's C++ side prints while it starts."""
     if shows_ray_log():
@@ -203,12 +194,6 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _start(connect: Callable[[], None]) -> None:
-    with warnings.catch_warnings(), _silent_stderr(), ray_without_signal_handlers():
-        warnings.simplefilter("ignore")
-        connect()
 
 
 def _cluster_resources(folder: Path | None) -> Resources:
@@ -254,10 +239,12 @@ class RaySession:
 
     def _run(self) -> None:
         try:
-            if in_cluster():
-                _start(_join_cluster)
-            else:
-                _start(partial(_start_local_with_retries, self._gpus, self._folder))
+            with warnings.catch_warnings(), _silent_stderr(), ray_without_signal_handlers():
+                warnings.simplefilter("ignore")
+                if in_cluster():
+                    _join_cluster()
+                else:
+                    _start_local(self._gpus, self._folder)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that enters
             self._error = error
         finally:

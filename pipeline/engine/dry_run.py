@@ -118,7 +118,7 @@ def estimate_job(config: JobConfig, *, shards: ShardListing | None = None) -> di
     to_do = max(0, sum(counts) - existing)
     enter_phase("timing a few images")
     align, invert, faces = _time(plan, tasks) if to_do else (0.0, 0.0, 0.0)
-    columns = plan.job.columns
+    columns = plan.job.spec.columns
     code = columns.n_styles * 512 * (2 if columns.w_plus_dtype == "float16" else 4)
     code += IDENTITY_BYTES if columns.identity else 0
     start = START_SECONDS if to_do else 0.0

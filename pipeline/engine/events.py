@@ -12,7 +12,8 @@ on it:
     planned          work to do, work done             part_failed      shard, error, trace
     model            how its images are treated       shard_committed  shard, counts
     readme_kept      why the card was not written     stopping         signal
-    phase            what the job does from now on   waiting           phase, seconds of it
+    notice           text about the cluster           strays_removed   files
+    phase            what the job does from now on    waiting          phase, seconds of it
     progress         counts, stages, seconds_left     log              logger, text
     run_ended        the keys of the last line of stdout; for a wrong request instead:
     refused          error, exit_code                 not_started      the same; run it again
@@ -66,7 +67,7 @@ def log_event(name: str, level: str = "info", line: str = "", **fields: Any) -> 
 
 
 class EventLog(Listener):
-    """Listener that logs each event."""
+    """Listener that logs each event, and updates the progress of this process, if there is one."""
 
     def on_plan(self, backlog: Backlog) -> None:
         """Log `planned`."""
@@ -84,6 +85,8 @@ class EventLog(Listener):
             rejects=dict(sorted(counts.reasons.items())),
             seconds={stage: round(seconds, 3) for stage, seconds in counts.stage_seconds.items()},
         )
+        if Progress.current:
+            Progress.current.update()
 
     def on_shard(self, record: ShardRecord) -> None:
         """Log `shard_committed`."""
@@ -99,9 +102,11 @@ class EventLog(Listener):
         )
 
     def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
-        """Log `part_failed`."""
+        """Log `part_failed`, and print the first failures at once, as a run may take hours."""
         traced = {"trace": trace} if trace else {}
         log_event("part_failed", "error", shard=shard_id, error=error, **traced)
+        if Progress.current:
+            Progress.current.failed(error)
 
     def on_end(self, outcome: RunRecord, table: str) -> None:
         """Log `run_ended`."""
@@ -109,36 +114,31 @@ class EventLog(Listener):
         log_event("run_ended", level, **outcome.to_dict(table))
 
 
-class JsonHandler(logging.Handler):
-    """Writes a JSON line to stderr for each record, without credentials."""
+class _StderrHandler(logging.Handler):
+    """Writes a line to stderr, without credentials: as JSON for each record, or for people."""
+
+    def __init__(self, *, json_lines: bool) -> None:
+        super().__init__()
+        self.json_lines = json_lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        plain = {"logger": record.name, "text": record.getMessage()}
-        fields = getattr(record, "fields", plain)
-        _print(event_line(getattr(record, "event", "log"), record.levelname.lower(), **fields))
-
-
-class TextHandler(logging.Handler):
-    """Writes to stderr the records that have a line for people."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, or nothing."""
-        if line := getattr(record, "line", record.getMessage()):
-            _print(printable(without_secrets(line)))
-
-
-def _print(line: str) -> None:
-    if Progress.current:
-        Progress.current.screen.say(line)
-    else:
-        print(line, file=sys.stderr, flush=True)
+        """Write one line; nothing if the record has none for people."""
+        text = record.getMessage()
+        if self.json_lines:
+            fields = getattr(record, "fields", {"logger": record.name, "text": text})
+            line = event_line(getattr(record, "event", "log"), record.levelname.lower(), **fields)
+        else:
+            line = printable(without_secrets(getattr(record, "line", text)))
+        if line and Progress.current:
+            Progress.current.screen.say(line)
+        elif line:
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def logging_to_stderr(*, json_lines: bool) -> Iterator[None]:
     """Write the library's log to stderr inside the block, from level INFO if none is set."""
-    handler = JsonHandler() if json_lines else TextHandler()
+    handler = _StderrHandler(json_lines=json_lines)
     level, propagates = _LIBRARY.level, _LIBRARY.propagate
     if level == logging.NOTSET:
         _LIBRARY.setLevel(logging.INFO)

@@ -58,12 +58,9 @@ def _run(config: JobConfig, dry_run: bool, last_line: Mapping[str, object]) -> i
         with closing(RaySession()) as session:
             if not dry_run and not Store(config.output).exists(SPEC_NAME):
                 session.start()  # a table that exists may have nothing to do
-            from pipeline.engine import (
-                estimate_job,
-                print_estimate,
-                print_outcome,
-                run_and_ignore_signals,
-            )
+            from pipeline.engine.console.summary import print_estimate, print_outcome
+            from pipeline.engine.dry_run import estimate_job
+            from pipeline.engine.run import run_and_ignore_signals
 
             if dry_run:
                 estimate = estimate_job(config, shards=shards)

@@ -39,15 +39,6 @@ class _ShardInProgress:
     bytes: int = 0  # counted in this run
     failed: bool = False
 
-    @property
-    def complete(self) -> bool:
-        return self.total is not None and len(self.parts) == self.total
-
-    @property
-    def accounted(self) -> int:
-        """Return the samples of its written parts."""
-        return sum(part.samples for part in self.parts.values())
-
 
 class Ledger:
     """Records each message of the stages, and commits each shard when all its parts are written.
@@ -88,8 +79,10 @@ class Ledger:
             shard.bytes += message.counts.bytes
             # Saves the next run reading the part's footer if the shard stays open.
             self.plan.part_index.add(message.record)
-            self._count(message)
-        if shard.complete and not shard.failed:
+            self.outcome.add_part(message.counts)
+            for listener in self.listeners:
+                listener.on_part(message)
+        if len(shard.parts) == shard.total and not shard.failed:
             self._close(message.shard_id, shard)
         self._finish_commits(_COMMITS_WAITING)
 
@@ -136,8 +129,9 @@ class Ledger:
 
     def _close(self, shard_id: str, shard: _ShardInProgress) -> None:
         """Start the commit of a complete shard; a mismatch fails this shard only."""
-        if shard.accounted != shard.samples:
-            counts = f"{shard.samples} samples were read, but its parts hold {shard.accounted}"
+        written = sum(part.samples for part in shard.parts.values())
+        if written != shard.samples:
+            counts = f"{shard.samples} samples were read, but its parts hold {written}"
             self._fail(shard_id, shard, f"shard '{shard_id}': {counts}")
             self.plan.part_index.forget(shard_id)
             return
@@ -186,11 +180,6 @@ class Ledger:
             with suppress(PipelineError):
                 write_index(self.plan.writer.store, self._records)
             self._records.clear()
-
-    def _count(self, done: PartDone) -> None:
-        self.outcome.add_part(done.counts)
-        for listener in self.listeners:
-            listener.on_part(done)
 
     def finish(self) -> None:
         """Wait for commits, then report shards that are incomplete without a recorded failure."""

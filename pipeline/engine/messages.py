@@ -30,11 +30,12 @@ Row = dict[str, Any]
 _TABLES = ("samples", "faces", "initial_codes", "rejects")
 
 
+@dataclass
 class Message:
-    """Base of all messages: each has a shard and a part number."""
+    """Base of all messages; only the shard of a task lists its files."""
 
-    part: int
     shard: Shard
+    part: int
 
     @property
     def shard_id(self) -> str:
@@ -46,14 +47,13 @@ class Message:
 class ShardTask(Message):
     """Task to process one shard: all parts except those in `existing`."""
 
-    shard: Shard
     part_size: int
     existing: frozenset[int] = frozenset()
     take: int | None = None  # number of first samples to process; None: all
     init: str | None = None  # table with the initial codes of the faces
     where: str | None = None  # condition on its faces; only their samples are read
     options: ReadOptions = field(default_factory=ReadOptions)
-    part: int = 0  # current part of its reader
+    part: int = field(default=0, kw_only=True)  # current part of its reader
 
     def initial_codes(self) -> InitialCodes | None:
         """Return the initial codes of the shard's faces; None without a table of them."""
@@ -72,10 +72,8 @@ class ShardTask(Message):
 
 @dataclass
 class Batch(Message):
-    """Part of a shard between two stages; `shard` does not list its files."""
+    """Part of a shard between two stages."""
 
-    shard: Shard
-    part: int
     counts: Counts  # filled in from stage to stage
 
 
@@ -119,8 +117,6 @@ class PartDone(Batch):
 class ShardEnd(Message):
     """Totals of a shard that was read to its end; `part` is the number of its parts."""
 
-    shard: Shard
-    part: int
     samples: int
     left_out: LeftOut = field(default_factory=LeftOut)  # files that its reader skipped
 
@@ -129,8 +125,6 @@ class ShardEnd(Message):
 class Failure(Message):
     """An error in a stage; its part is not in the table."""
 
-    shard: Shard
-    part: int
     stage: str
     error: str
     trace: str = ""  # of an unexpected error

@@ -5,10 +5,8 @@ Nothing here starts Ray: a photo is aligned in a child process and inverted in t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,9 +110,8 @@ def _samples(uri: str) -> Iterator[Sample]:
 
 def _faces(aligner: IsolatedAligner, sample: Sample) -> list[Photo]:
     outcome = None if sample.reject else next(aligner.process([sample.content]))
-    if outcome is None or isinstance(outcome, Rejection) or not outcome.faces:
-        reason = "no face" if outcome is None else str(outcome)
-        reason = sample.detail if sample.reject else reason
+    if outcome is None or isinstance(outcome, Rejection):
+        reason = outcome or sample.detail
         raise RequestError(printable(f"'{sample.uri}' gives no face: {reason}"))
     add_index = len(outcome.faces) > 1
     return [
@@ -152,19 +149,15 @@ def _codes(table: Table, photos: list[Photo], device: Device) -> Tensor:
         )
     settings = replace(job.inversion, keep_steps=False, keep_crops=False)
     inverter = Inverter(replace(settings, keep_reconstructions=False, keep_identity=False))
-    rows = [_row(photo) for photo in photos]
-    # One at a time: a code must not depend on the other photos.
-    results = [inverter.rows([row]).latents for row in rows]
-    for photo, latents in zip(photos, results, strict=True):
+    codes = []
+    for photo in photos:
+        row = face_row(photo.sample.key, photo.sample.uri, "", photo.face)
+        # One at a time: a code must not depend on the other photos.
+        latents = inverter.rows([row]).latents
         if not latents:
             raise RequestError(printable(f"'{photo.name}' has no finite code"))
-    return torch.tensor(np.stack([latents[0]["w_plus"] for latents in results]))
-
-
-def _row(photo: Photo) -> dict[str, Any]:
-    sample = photo.sample
-    sha256 = hashlib.sha256(sample.content).hexdigest()
-    return face_row(sample.key, sample.uri, sha256, photo.face)
+        codes.append(latents[0]["w_plus"])
+    return torch.tensor(np.stack(codes))
 
 
 def _config(table: Table, device: Device) -> JobConfig:
@@ -180,10 +173,12 @@ def _config(table: Table, device: Device) -> JobConfig:
             f"the codes of '{table.store.root}' began as those of another table, so that no photo "
             "can be inverted like its faces: name an image id, or search --by identity"
         )
+    # The table may be a copy, whose origin cannot be reached from here.
+    here = {"output": table.store.root, "device": device}
     # A setting without effect is stored as null.
     settings = {name: value for name, value in given.items() if value is not None}
     settings = {name: settings[name] for name in JobConfig.model_fields if name in settings}
     try:
-        return JobConfig.model_validate({**EARLIER_ALIGNMENT, **settings, "device": device})
+        return JobConfig.model_validate({**EARLIER_ALIGNMENT, **settings, **here})
     except ValueError as error:
         raise ConfigError(f"the table's settings are not known here: {error}") from error

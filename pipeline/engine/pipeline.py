@@ -25,7 +25,8 @@ def build_pipeline(source: Any, stages: Sequence[Stage], pools: Pools) -> Any:
         size, needs = pools.workers[stage.name], pools.needs(stage)
         if stage.resources.is_pool:
             pool, more = _actor_pool(size, pools.parts_at_once(stage))
-            worker = _worker_class(stage)
+            # Ray builds this class in its actors, and names the operator after it.
+            worker: Any = type(type(stage).__name__, (Worker,), {})
             dataset = dataset.map(
                 worker, fn_constructor_args=(stage,), compute=pool, **needs, **more
             )
@@ -39,11 +40,6 @@ def stage_of(operator: str, stages: Sequence[Stage]) -> Stage | None:
     """Return the stage that the Ray Data operator of this name runs; None for the source."""
     named = re.fullmatch(r"(?:Flat)?Map\((\w+)\)", operator)
     return next((each for each in stages if named and type(each).__name__ == named[1]), None)
-
-
-def _worker_class(stage: Stage) -> Any:
-    """Return the class that Ray builds in its actors; Ray names the operator after it."""
-    return type(type(stage).__name__, (Worker,), {})
 
 
 def _task(stage: Stage) -> Callable[[Row], Iterator[Row]]:

@@ -29,10 +29,10 @@ from pipeline.table.schema import check_kept
 
 
 def check_request(config: JobConfig) -> ShardListing:
-    """Check all that a request names, and return the listing of its input, as `open_input` does.
+    """Check all that a request names; return the listing of its input, which has then started.
 
     Raises a `RequestError` for an unusable output, a missing model, table or input, an input
-    without images, and for credentials without access.
+    without images, fields that it lacks, and for credentials without access.
     """
     with access_errors_as_config_errors(
         config.output, config.input, *([config.target] if config.target else [])
@@ -51,21 +51,13 @@ def check_request(config: JobConfig) -> ShardListing:
         if config.target:
             check_apart(config.target, config.output)
             list_shards(config.target, options=config.read_options).first()
-        return open_input(config)
-
-
-def open_input(config: JobConfig) -> ShardListing:
-    """Start to list the input; the first shard proves that it exists and holds images.
-
-    Raises `InputError` if not, and the errors of `list_shards`, `check_columns` and `kept_types`.
-    """
-    shards = list_shards(
-        config.input, files_per_shard=config.files_per_shard, options=config.read_options
-    )
-    first = shards.first()
-    check_columns(first, config.read_options)
-    shards.kept = kept_types(first, config.kept_names)
-    return shards
+        shards = list_shards(
+            config.input, files_per_shard=config.files_per_shard, options=config.read_options
+        )
+        first = shards.first()  # proves that the input exists and holds images
+        check_columns(first, config.read_options)
+        shards.kept = kept_types(first, config.kept_names)
+        return shards
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from typing import Any
 import ray
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 
+from pipeline.engine.address import in_cluster
+from pipeline.machine import whole_cpus
+
 ASK_EVERY_S = 5.0
 # A node takes minutes to start: a shorter demand is not requested.
 DEBOUNCE_S = 20.0
@@ -31,17 +34,16 @@ MAX_PENDING_REQUESTS = 256
 
 
 class Debounced:
-    """Debounced count: changes after the observed one was above, or below, it for `seconds`."""
+    """Debounced count: changes after the observed one was above, or below, it for `DEBOUNCE_S`."""
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = DEBOUNCE_S if seconds is None else seconds
+    def __init__(self) -> None:
         self.observed: deque[tuple[float, int]] = deque()
         self.value = 0
 
     def observe(self, count: int, now: float) -> int:
         """Add the count at time `now` (s); return the debounced count, initially the first one."""
         self.observed.append((now, count))
-        while self.observed[0][0] < now - self.seconds:
+        while self.observed[0][0] < now - DEBOUNCE_S:
             self.observed.popleft()
         counts = [count for _, count in self.observed]
         self.value = min(max(self.value, min(counts)), max(counts))
@@ -152,24 +154,22 @@ class LaterGrowth:
             self.ray_own.try_trigger_scaling()
 
 
-def grow_later(executor: Any) -> None:
-    """Install `LaterGrowth` in an execution that is about to start, if CPUs invert.
+def install_autoscaler(executor: Any, *, nodes_may_come: bool) -> None:
+    """Install an autoscaler of this module in an execution that is about to start.
 
-    With several GPUs an earlier first part is worth less than the seconds of those that wait.
+    On a cluster it follows the backlog; `nodes_may_come` says whether Ray's own autoscaler runs and
+    can start nodes. On a machine with few cores pools grow later, if CPUs invert.
     """
     topology = executor._topology
-    if not any(operator.min_scheduling_resources().gpu for operator in topology):
+    if in_cluster():
+        executor._cluster_autoscaler = BacklogAutoscaler(
+            executor._cluster_autoscaler, topology, nodes_may_come=nodes_may_come
+        )
+        return
+    # With several GPUs an earlier first part is worth less than the seconds of those that wait.
+    on_gpu = any(operator.min_scheduling_resources().gpu for operator in topology)
+    if whole_cpus() < FEW_CORES and not on_gpu:
         executor._actor_autoscaler = LaterGrowth(executor._actor_autoscaler, topology)
-
-
-def scale_by_backlog(executor: Any, *, nodes_may_come: bool) -> None:
-    """Install the backlog autoscaler in an execution that is about to start.
-
-    `nodes_may_come` says whether Ray's own autoscaler runs and can start nodes.
-    """
-    executor._cluster_autoscaler = BacklogAutoscaler(
-        executor._cluster_autoscaler, executor._topology, nodes_may_come=nodes_may_come
-    )
 
 
 def requested_workers(executor: Any) -> dict[Any, int]:

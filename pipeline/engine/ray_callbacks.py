@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,10 @@ from ray._private.node import Node
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipeline.engine.address import in_cluster, shows_ray_log
+from pipeline.engine.address import shows_ray_log
+from pipeline.engine.ray_autoscaler import install_autoscaler
 from pipeline.engine.stages.base import set_crash_folder
 from pipeline.errors import ClusterError
-from pipeline.machine import whole_cpus
 
 # Releases of Ray that the engine is tested on, as in pyproject.toml.
 TESTED_RAY = ((2, 57), (2, 60))
@@ -40,7 +40,7 @@ _RUN = "restyle_run"  # in Ray Data's context
 
 @dataclass(frozen=True)
 class _Hooks:
-    on_start: tuple[Hook, ...]
+    on_start: Hook
     on_step: tuple[Hook, ...]
 
 
@@ -51,10 +51,9 @@ class RunCallbacks(ExecutionCallback):
     """Calls the hooks of the run that an execution belongs to."""
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Call the run's start hooks."""
+        """Call the run's start hook."""
         if hooks := _hooks(executor):
-            for start in hooks.on_start:
-                start(executor)
+            hooks.on_start(executor)
 
     def on_execution_step(self, executor: Any) -> None:
         """Call the run's step hooks; many times per second."""
@@ -88,8 +87,8 @@ def run_settings(
         context.execution_no_progress_timeout_s = -1  # off
     if RunCallbacks not in context.custom_execution_callback_classes:
         context.custom_execution_callback_classes.append(RunCallbacks)
-    own_steps = (_forget_block_stats, StallDetector().check)
-    _runs[key] = _Hooks(_start_hooks(nodes_may_come), (*own_steps, *steps))
+    on_start = partial(install_autoscaler, nodes_may_come=nodes_may_come)
+    _runs[key] = _Hooks(on_start, (_forget_block_stats, StallDetector().check, *steps))
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,14 +98,6 @@ def run_settings(
     finally:
         logger.setLevel(level)
         del _runs[key]
-
-
-def _start_hooks(nodes_may_come: bool) -> tuple[Hook, ...]:
-    from pipeline.engine.ray_autoscaler import FEW_CORES, grow_later, scale_by_backlog
-
-    if not in_cluster():
-        return (grow_later,) if whole_cpus() < FEW_CORES else ()
-    return (partial(scale_by_backlog, nodes_may_come=nodes_may_come),)
 
 
 def _forget_block_stats(executor: Any) -> None:
@@ -162,18 +153,25 @@ def untested_ray(version: str = ray.__version__) -> str:
 
 
 @contextmanager
-def loopback_only() -> Iterator[None]:
+def _replaced(owner: object, **values: Any) -> Iterator[None]:
+    """Set attributes of `owner` for the length of the block; those that it lacks stay absent."""
+    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    for name in before:
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def loopback_only() -> AbstractContextManager[None]:
     """Make a Ray that starts inside the block listen on 127.0.0.1 only.
 
     `ray.init` replaces a loopback address by that of a network interface, unless this switch says
     that the machine does not support Ray clusters.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+    return _replaced(ray_constants, ENABLE_RAY_CLUSTER=False)
 
 
 # Processes of a head node that a local Ray does not need: they copy the lines of workers to a
@@ -182,25 +180,16 @@ def loopback_only() -> Iterator[None]:
 _UNUSED_PROCESSES = ("start_log_monitor", "start_monitor", "start_api_server")
 
 
-@contextmanager
-def without_unused_processes() -> Iterator[None]:
+def without_unused_processes() -> AbstractContextManager[None]:
     """Start a local Ray inside the block without processes that its run does not use.
 
     With RESTYLE_RAY_LOG the log monitor starts, because it passes on the lines of the workers.
     """
     unused = _UNUSED_PROCESSES[1:] if shows_ray_log() else _UNUSED_PROCESSES
-    originals = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
-    for name in originals:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(Node, name, original)
+    return _replaced(Node, **dict.fromkeys(unused, lambda *_, **__: None))
 
 
-@contextmanager
-def ray_without_signal_handlers() -> Iterator[None]:
+def ray_without_signal_handlers() -> AbstractContextManager[None]:
     """Keep a Ray that starts inside the block from installing C++ signal handlers in this process.
 
     They print a trace of a crash. When Ray shuts down it resets SIGTERM and others to their default
@@ -208,12 +197,7 @@ def ray_without_signal_handlers() -> Iterator[None]:
     behind. Workers keep the handlers.
     """
     # Older releases of Ray lack the setting and always install the handlers.
-    before = getattr(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", False)
-    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-    try:
-        yield
-    finally:
-        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = before
+    return _replaced(ray_constants, RAY_DISABLE_FAILURE_SIGNAL_HANDLER=True)
 
 
 def ray_log_folder() -> str | None:

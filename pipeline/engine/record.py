@@ -15,12 +15,6 @@ from pipeline.errors import PipelineError, RequestError
 from pipeline.table.runs import RunFile, RunRecord
 
 
-def submission_id() -> str | None:
-    """Return the id that `ray job submit` printed; None outside a Ray job."""
-    submission = ray_job().get("metadata", {}).get("job_submission_id")
-    return None if submission is None else str(submission)
-
-
 class RunRecorder(Listener):
     """Listener that writes the record of one run."""
 
@@ -28,8 +22,8 @@ class RunRecorder(Listener):
         facts = {
             "config": resolved_config(config, plan.job),
             "versions": versions(),
-            # The id in Ray's dashboard.
-            "job": submission_id(),
+            # The id that `ray job submit` printed; none outside a Ray job.
+            "job": ray_job().get("metadata", {}).get("job_submission_id"),
         }
         self.plan, self.record = plan, record
         self.file = RunFile(plan.writer.store, record, facts)

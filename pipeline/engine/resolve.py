@@ -53,11 +53,6 @@ class ResolvedJob:
     treatment: str = ""  # how images are prepared for the model, in one line
     target: str | None = None  # folder of the images to compare with, if not the input itself
 
-    @property
-    def columns(self) -> Columns:
-        """Return the columns of the table."""
-        return self.spec.columns
-
 
 @dataclass(frozen=True)
 class _Networks:
@@ -95,13 +90,34 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
         max_pixels=config.max_pixels,
         row_timeout_s=config.image_timeout,
     )
-    part_size = _part_size(config)
-    columns = replace(
-        _columns(config, model, alignment, kept or {}),
-        identity=_keeps_identity(config, treatment.identity),
+    earlier = _earlier_spec(config)
+    part_size = _part_size(config, earlier)
+    columns = Columns(
+        n_styles=model.n_styles,
+        w_plus_dtype=config.latent_dtype,
+        all_steps=config.keep_steps,
+        aligned_jpeg=config.keep_crops,
+        reconstruction_jpeg=config.keep_reconstructions,
+        turn_deg=alignment.records_turns,
+        kept=tuple((kept or {}).items()),
+        identity=_keeps_identity(config, treatment.identity, earlier),
     )
-    inversion = replace(
-        _inversion(config, method, networks.first, treatment.identity, precision),
+    inversion = InvertSettings(
+        model=config.model,
+        hints=hints_of(config.model_dump()),
+        method=method,
+        first=networks.first,
+        initial_codes="none" if not config.init else "chosen" if config.where else "all",
+        identity=treatment.identity,
+        identity_steps=_identity_steps(config, method, treatment.identity),
+        best_step_by=config.best_step_by,
+        device=config.device,
+        precision=precision,
+        largest_code=float(np.finfo(config.latent_dtype).max),
+        batch_size=config.batch_size,
+        keep_steps=config.keep_steps,
+        keep_crops=config.keep_crops,
+        keep_reconstructions=config.keep_reconstructions,
         keep_identity=columns.identity,
     )
     meter = evaluator_of(inversion, "cpu")
@@ -134,24 +150,7 @@ def resolve_job(config: JobConfig, kept: Mapping[str, str] | None = None) -> Res
     return ResolvedJob(alignment, inversion, spec, part_size, about, config.target)
 
 
-def _columns(
-    config: JobConfig,
-    model: RestyleModel,
-    alignment: AlignmentSettings,
-    kept: Mapping[str, str],
-) -> Columns:
-    return Columns(
-        n_styles=model.n_styles,
-        w_plus_dtype=config.latent_dtype,
-        all_steps=config.keep_steps,
-        aligned_jpeg=config.keep_crops,
-        reconstruction_jpeg=config.keep_reconstructions,
-        turn_deg=alignment.records_turns,
-        kept=tuple(kept.items()),
-    )
-
-
-def _keeps_identity(config: JobConfig, identity: str) -> bool:
+def _keeps_identity(config: JobConfig, identity: str, earlier: TableSpec | None) -> bool:
     """Return whether the table has the column `identity`.
 
     By default a table that exists keeps its columns, and a new one has it where `identity` names a
@@ -161,12 +160,12 @@ def _keeps_identity(config: JobConfig, identity: str) -> bool:
         raise ConfigError("--keep-identity needs an identity network: add --identity dlib")
     if config.keep_identity is not None:
         return config.keep_identity
-    if earlier := _earlier_spec(config):
+    if earlier:
         return earlier.columns.identity
     return identity != "none" and IDENTITY not in map(str.lower, config.kept_names)
 
 
-def _part_size(config: JobConfig) -> int:
+def _part_size(config: JobConfig, earlier: TableSpec | None) -> int:
     """Return the samples of a part: by default those of the table, or of a new one by the device.
 
     One inverter does a whole part: on CPUs large parts leave cores idle at the end of a job. GPUs
@@ -174,7 +173,7 @@ def _part_size(config: JobConfig) -> int:
     """
     if config.part_size is not None:
         return config.part_size
-    if earlier := _earlier_spec(config):
+    if earlier:
         recorded = earlier.config.get("part_size")
         return recorded if type(recorded) is int and recorded > 0 else SAMPLES_PER_PART["cuda"]
     device = config.device if in_cluster() else ready_device(config.device, config.precision)
@@ -188,28 +187,6 @@ def _earlier_spec(config: JobConfig) -> TableSpec | None:
         with suppress(TableError):  # a damaged one is refused when it is opened for writing
             return read_spec(store)
     return None
-
-
-def _inversion(
-    config: JobConfig, method: Method, first: str | None, identity: str, precision: Arithmetic
-) -> InvertSettings:
-    return InvertSettings(
-        model=config.model,
-        hints=hints_of(config.model_dump()),
-        method=method,
-        first=first,
-        initial_codes="none" if not config.init else "chosen" if config.where else "all",
-        identity=identity,
-        identity_steps=_identity_steps(config, method, identity),
-        best_step_by=config.best_step_by,
-        device=config.device,
-        precision=precision,
-        largest_code=float(np.finfo(config.latent_dtype).max),
-        batch_size=config.batch_size,
-        keep_steps=config.keep_steps,
-        keep_crops=config.keep_crops,
-        keep_reconstructions=config.keep_reconstructions,
-    )
 
 
 def _arithmetic(config: JobConfig) -> Arithmetic:
@@ -269,7 +246,7 @@ def resolved_config(config: JobConfig, job: ResolvedJob) -> dict[str, Any]:
         "identity": job.inversion.identity,
         "identity_steps": job.inversion.identity_steps,
         "precision": precision,
-        "keep_identity": job.columns.identity,
+        "keep_identity": job.spec.columns.identity,
         "part_size": job.part_size,
         "batch_size": config.batch_size or BATCH.get(device),
     }

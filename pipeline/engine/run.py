@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 # First: it sets the environment that Ray reads when it is imported.
@@ -19,7 +19,6 @@ from pipeline.engine.console.progress import (
     enter_phase,
     shared_progress,
 )
-from pipeline.engine.console.summary import Console
 from pipeline.engine.events import EventLog, Listener, log_event, logging_to_stderr
 from pipeline.engine.inverter import BATCH
 from pipeline.engine.ledger import Ledger
@@ -32,7 +31,7 @@ from pipeline.engine.prometheus import PrometheusMetrics
 from pipeline.engine.ray_callbacks import ray_log_folder, run_settings, untested_ray
 from pipeline.engine.record import RunRecorder
 from pipeline.engine.shard_source import shard_source
-from pipeline.engine.stages import STAGES, JobStage
+from pipeline.engine.stages import STAGES, StageTypes, build_stages
 from pipeline.errors import PipelineError, RequestError
 from pipeline.redaction import trace_of
 from pipeline.signals import Interrupted, handlers_restored, interruptible
@@ -42,7 +41,6 @@ from pipeline.table.card import is_card_current, write_card
 from pipeline.table.forgetting.forgotten import check_finished
 from pipeline.table.shard_index import table_stats
 
-StageTypes = Sequence[type[JobStage]]
 Listeners = tuple[Listener, ...]
 
 
@@ -78,16 +76,16 @@ def _execute(
         outcome.ray_log = ray_log_folder()
         if untested := untested_ray():
             _notice(untested)
-        resources = joined.without(checks.unused) if checks else joined
+        resources = joined.without(checks.unusable) if checks else joined
         pools = Pools.of(config, resources, local=not in_cluster())
         device: Device = "cuda" if pools.on_gpu else "cpu"
-        built = [stage.of(plan.job, plan.writer, device) for stage in stages]
+        built = build_stages(stages, plan.job, plan.writer, device)
         metrics = PrometheusMetrics(built)
         ledger = Ledger(plan, outcome, (*listeners, metrics))
         steps = [metrics.observe, *([lambda _: checks.poll()] if checks else [])]
         with (
             run_settings(resources.folder, steps, nodes_may_come=resources.grows),
-            _memory_watched(config, pools, ledger),
+            _memory_watched(config, device, ledger),
         ):
             enter_phase(STARTING_WORKERS)
             dataset = build_pipeline(shard_source(ledger), built, pools)
@@ -98,14 +96,13 @@ def _execute(
 
 
 @contextmanager
-def _memory_watched(config: JobConfig, pools: Pools, ledger: Ledger) -> Iterator[None]:
+def _memory_watched(config: JobConfig, device: Device, ledger: Ledger) -> Iterator[None]:
     """Report workers that Ray kills for lack of memory, at once and in the outcome."""
-    batch = BATCH["cuda" if pools.on_gpu else "cpu"]
 
     def advise(stage: str) -> str:
         stages = Progress.current.stages if Progress.current else []
         workers = {state.name: state.actors + state.pending for state in stages}
-        return advice(stage, workers, config, batch)
+        return advice(stage, workers, config, BATCH[device])
 
     kills = MemoryKills(advise, _notice)
     ledger.explain_deaths = kills.explain_now
@@ -154,7 +151,7 @@ def run_and_ignore_signals(
     SIGTERM are ignored after the return, so that the caller can end undisturbed.
     """
     outcome, session = RunRecord(), session or RaySession()
-    listeners = (EventLog(), Console(), *listeners)
+    listeners = (EventLog(), *listeners)
 
     def interrupt() -> None:
         outcome.interrupted = True

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.engine.events import Listener
 from pipeline.engine.messages import FaceBatch, LatentBatch, PartDone, SampleBatch
-from pipeline.engine.stages import Align, Invert, JobStage, Read, Write
+from pipeline.engine.stages import Align, Invert, Read, StageTypes, Write
 from pipeline.engine.stages.align import REJECTS, faces_schema
 
 BATCH = 32
@@ -76,7 +76,7 @@ class SimulatedInvert(Invert):
         return LatentBatch(batch.shard, batch.part, counts, rows, batch.rejects.to_pylist())
 
 
-def simulated_stages(seconds_per_batch: float = 0.0) -> tuple[type[JobStage], ...]:
+def simulated_stages(seconds_per_batch: float = 0.0) -> StageTypes:
     """Return stages whose inverter sleeps `seconds_per_batch` for 32 faces."""
     # Ray pickles a class that is in no module by value, with this attribute.
     sleeping = type("Sleeping", (SimulatedInvert,), {"seconds_per_batch": seconds_per_batch})

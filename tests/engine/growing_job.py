@@ -21,8 +21,9 @@ from typing import Any
 import ray
 
 from pipeline.config import JobConfig
-from pipeline.engine import ray_autoscaler, run_job
+from pipeline.engine import ray_autoscaler
 from pipeline.engine.messages import FaceBatch, SampleBatch
+from pipeline.engine.run import run_job
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
 from pipeline.engine.stages import Read, Write
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -8,6 +9,16 @@ from pipeline.engine import cluster
 from pipeline.engine.cluster import RaySession, shipped_environment, summarize_error
 from pipeline.errors import ConfigError
 from pipeline.storage import S3_PROFILES
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    """Return a function that raises `error`, whatever its arguments."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    return refuse
+
 
 TRACE = 'ray::Align() (pid=7)\n  File "align.py", line 3, in work\n'
 
@@ -54,23 +65,26 @@ This process on node 10.77.0.2 was started with:
         ),
     ],
 )
-def test_a_clusters_refusal_is_one_line(error: Exception, expected: str) -> None:
-    with pytest.raises(ConfigError) as refusal, cluster._readable_join_errors():
-        raise error
+def test_a_clusters_refusal_is_one_line(
+    error: Exception, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.ray, "init", raising(error))
+    with pytest.raises(ConfigError) as refusal:
+        cluster._join_cluster()
     assert str(refusal.value).startswith(expected)
     assert "\n" not in str(refusal.value)
 
 
-def test_another_failure_to_join_stays_one() -> None:
-    with pytest.raises(ConnectionError), cluster._readable_join_errors():
-        raise ConnectionError("nobody answers")
+def test_another_failure_to_join_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ConnectionError("nobody answers")
+    monkeypatch.setattr(cluster.ray, "init", raising(error))
+    with pytest.raises(ConnectionError, match="nobody answers"):
+        cluster._join_cluster()
 
 
 def test_a_session_raises_why_ray_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: object) -> None:
-        raise ConfigError("no port is free")
-
-    monkeypatch.setattr(cluster, "_start", refuse)
+    error = ConfigError("no port is free")
+    monkeypatch.setattr(cluster, "_start_local", raising(error))
     session = RaySession()
     session.close()
     assert session._folder is None, "nothing was started"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.engine
+import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,9 +57,3 @@ def test_a_ray_outside_the_tested_releases_is_named() -> None:
     assert untested_ray("2.61.0.dev0") == (
         "Ray 2.61.0.dev0 is not tested with this package, 2.57 to 2.60 are"
     )
-
-
-def test_the_door_opens_all_the_same() -> None:
-    assert callable(pipeline.engine.run_job)
-    with pytest.raises(AttributeError, match="no attribute 'walk'"):
-        _ = pipeline.engine.walk

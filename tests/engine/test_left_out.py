@@ -115,7 +115,7 @@ def test_shards_without_an_image_are_warned_of(
     left_out = "left out: 1 .json, 1 .tar"
     warning = f"shard 'empty' holds no image ({left_out}): '{folder}/empty.tar'"
     assert line["warnings"] == [warning]
-    print_outcome(config, outcome)
+    print_outcome(config, outcome, command=["jobs/it.py"])
     assert f"warning: {warning}" in capsys.readouterr().err
     assert "* shards without an image: 1\n" in card_of(open_table(config.output))
     assert table_status(config.output).empty_shards == 1

@@ -320,7 +320,7 @@ def test_how_archives_are_read_travels_with_each_shard(config_of: ConfigOf, tmp_
     assert work.options == ReadOptions(
         image_column="left", image_field="png,jpg", keep_columns={"label": "int64"}
     )
-    assert plan.job.columns.kept == (("label", "int64"),)
+    assert plan.job.spec.columns.kept == (("label", "int64"),)
 
 
 @pytest.mark.usefixtures("plan")

@@ -32,7 +32,7 @@ from pipeline.engine.console.progress import (
     enter_phase,
     shared_progress,
 )
-from pipeline.engine.console.summary import Console
+from pipeline.engine.events import EventLog
 from pipeline.engine.plan import Backlog
 from pipeline.engine.stages import STAGES
 from pipeline.table import Counts, RunRecord
@@ -290,7 +290,7 @@ def test_a_failure_is_printed_once_as_it_happens(capfd: pytest.CaptureFixture[st
         with shared_progress(json_lines=False) as same:
             assert same is display
         for _ in range(2):
-            Console().on_failure("a", "shard 'a', part 0: invert: OSError: x")
+            EventLog().on_failure("a", "shard 'a', part 0: invert: OSError: x")
     assert capfd.readouterr().err == "failed: shard 'a', part 0: invert: OSError: x\n"
     assert (display.failures, Progress.current) == (2, None)
 

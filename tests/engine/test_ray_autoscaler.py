@@ -13,10 +13,11 @@ import pytest
 
 from pipeline.engine import ray_autoscaler
 from pipeline.engine.ray_autoscaler import (
+    FEW_CORES,
     GROW_AFTER_S,
     Debounced,
     LaterGrowth,
-    grow_later,
+    install_autoscaler,
     missing_workers,
     target_actors,
 )
@@ -133,19 +134,23 @@ def test_pools_grow_after_all_run(
 
 
 @pytest.mark.parametrize(("gpus", "later"), [(0, True), (1, False)])
-def test_inverters_on_gpus_start_at_once(gpus: int, later: bool) -> None:
+def test_inverters_on_gpus_start_at_once(
+    gpus: int, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_autoscaler, "in_cluster", lambda: False)
+    monkeypatch.setattr(ray_autoscaler, "whole_cpus", lambda: FEW_CORES - 1)
     needs = [SimpleNamespace(gpu=0), SimpleNamespace(gpu=gpus)]
     topology = [
         SimpleNamespace(min_scheduling_resources=lambda n=need: n, get_autoscaling_actor_pools=list)
         for need in needs
     ]
     executor = SimpleNamespace(_actor_autoscaler=None, _topology=topology)
-    grow_later(executor)
+    install_autoscaler(executor, nodes_may_come=False)
     assert isinstance(executor._actor_autoscaler, LaterGrowth) is later
 
 
 def test_a_count_is_followed_only_when_it_lasts() -> None:
-    debounced = Debounced(seconds=20)
+    debounced = Debounced()
     result = [debounced.observe(count, 5.0 * step) for step, count in enumerate([1, 1, 9, 1, 1, 1])]
     assert result == [1] * 6, "one peak"
     result = [debounced.observe(9, 30.0 + 5 * step) for step in range(6)]

@@ -234,7 +234,7 @@ def test_search_settings_do_not_apply_to_crops(config_of: ConfigOf) -> None:
     crops = resolve_job(config_of(prealigned=True))
     earlier = resolve_job(config_of(prealigned=True, **EARLIER_SEARCH))
     assert crops.spec.fingerprint == earlier.spec.fingerprint
-    assert not crops.columns.turn_deg
+    assert not crops.spec.columns.turn_deg
     values = resolved_config(config_of(prealigned=True), crops)
     assert {values[name] for name in EARLIER_SEARCH} == {None}
 
@@ -249,15 +249,15 @@ def test_a_table_of_all_faces_has_no_coarse_copy(config_of: ConfigOf) -> None:
 def test_identities_are_kept_where_they_are_measured(config_of: ConfigOf) -> None:
     def keeps(**settings: Any) -> bool:
         job = resolve_job(config_of(**settings))
-        assert job.inversion.keep_identity == job.columns.identity
-        return job.columns.identity
+        assert job.inversion.keep_identity == job.spec.columns.identity
+        return job.spec.columns.identity
 
     assert keeps(identity="dlib")
     assert not keeps()
     assert not keeps(identity="dlib", keep_identity=False)
     assert not resolve_job(
         config_of(identity="dlib", keep_columns="Identity"), {"Identity": "int64"}
-    ).columns.identity
+    ).spec.columns.identity
     with pytest.raises(ConfigError, match="--keep-identity needs an identity network: add --ident"):
         resolve_job(config_of(identity=None, domain="my_data", keep_identity=True))
 

@@ -267,7 +267,7 @@ def test_the_summary_names_the_best_steps_columns(
 ) -> None:
     steps = [0.2, 0.1]
     means = dict.fromkeys(("l2", "psnr", "lpips", "id_similarity"), steps)
-    print_outcome(config_of(), RunRecord(means=means))  # type: ignore[arg-type]
+    print_outcome(config_of(), RunRecord(means=means), command=["jobs/it.py"])  # type: ignore[arg-type]
     result = " ".join(capsys.readouterr().err.split())
     assert "0.1000" in result
     assert "the table's columns of these names are of each face's best step" in result

@@ -79,11 +79,19 @@ def test_each_failure_is_printed_once(
     assert any(line.startswith("... and 3 more") for line in lines)
 
 
-def test_a_python_outside_the_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary.shutil, "which", lambda _: sys.executable)
-    assert summary._python() == "python"
-    monkeypatch.setattr(summary.shutil, "which", lambda _: "/usr/bin/python")
-    assert summary._python() == shlex.quote(sys.executable)
+def test_commands_are_as_short_as_a_shell_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    restyle = "/my env/bin/restyle"
+    paths = {"python": sys.executable, "restyle": restyle}
+    monkeypatch.setattr(summary.shutil, "which", paths.get)
+    # As `jobs/restyle.py` leaves `sys.argv`.
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", restyle, raising=False)
+    assert summary._called("jobs/it.py") == "python jobs/it.py"
+    assert summary._called("restyle invert") == "restyle"
+    assert summary._job("query", "restyle invert") == "restyle query"
+    paths |= {"python": "/usr/bin/python", "restyle": "/usr/bin/restyle"}
+    assert shlex.split(summary._called("jobs/it.py")) == [sys.executable, "jobs/it.py"]
+    assert shlex.split(summary._called("restyle invert")) == [sys.executable, restyle]
+    assert shlex.split(summary._job("sheet", "restyle invert"))[1:] == [restyle, "sheet"]
 
 
 def test_a_dry_run_prints_a_table_for_people(

@@ -21,6 +21,7 @@ from pipeline.config import JobConfig
 from pipeline.engine import run as engine_run
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import from_row, to_row
+from pipeline.engine.stages import build_stages
 from pipeline.engine.stages.base import Worker, results
 from pipeline.errors import PipelineError, RequestError
 from pipeline.storage import store as disk
@@ -62,7 +63,7 @@ def execute_in_order(
     """Replacement of the engine's `_execute`: the same stages and ledger, without Ray."""
     del config, session
     ledger = Ledger(plan, outcome, listeners)
-    read, *others = [stage.of(plan.job, plan.writer, "cpu") for stage in stages]
+    read, *others = build_stages(stages, plan.job, plan.writer, "cpu")
     workers = [Worker(stage) for stage in others]
     try:
         for task in plan.tasks:

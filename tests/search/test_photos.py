@@ -27,9 +27,13 @@ PEOPLE = ("003", "124", "143")
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory, sample_images: dict[str, bytes]) -> Table:
-    """A table of two rendered portraits."""
+    """A table of two rendered portraits, copied from a bucket that is out of reach."""
     photos = {f"{n}.jpg": sample_images[f"portraits/000{n}.jpg"] for n in (2, 3)}
-    return table_of_photos(tmp_path_factory.mktemp("samples"), photos)
+    table = table_of_photos(tmp_path_factory.mktemp("samples"), photos)
+    document = json.loads(table.store.get("_table.json"))
+    document["config"]["output"] = "s3://elsewhere/table"
+    table.store.put("_table.json", json.dumps(document).encode())
+    return open_table(table.store.root)
 
 
 @pytest.mark.parametrize("by", get_args(SearchBy))

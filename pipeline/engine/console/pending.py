@@ -1,4 +1,4 @@
-"""State of stages, cluster and storage, and texts about what a job waits for."""
+"""State of stages and cluster, and texts about what a job waits for."""
 
 from __future__ import annotations
 
@@ -60,8 +60,3 @@ def describe_cluster(state: ClusterState) -> Iterator[str]:
     nodes = "node" if state.seen == 1 else "nodes"
     yield f"{state.alive} of {state.seen} {nodes} alive{unused}"
     yield f"{state.cpus:g} CPUs, {state.gpus:g} GPUs"
-
-
-def describe_retries(count: int) -> str:
-    """Return a text about repeated requests to storage; "" for none."""
-    return f"storage: {count} {'retry' if count == 1 else 'retries'}" if count else ""

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.address import in_cluster
@@ -22,7 +22,6 @@ from pipeline.engine.console.pending import (
     StageState,
     describe_cluster,
     describe_missing,
-    describe_retries,
 )
 from pipeline.engine.console.screen import Screen, event_line
 from pipeline.redaction import without_secrets
@@ -77,11 +76,11 @@ class Progress:
 
     def __init__(self, *, json_lines: bool = False) -> None:
         self.json_lines = json_lines
-        self.screen = Screen()
+        self.screen = Screen(draws=not json_lines)
         self.started = self._phase_began = time.monotonic()
         self.phase = "starting"
         self.stopped_by = ""
-        self._every_s: float | None = None
+        self._every_s = PLAIN_EVERY_S
         self.record: RunRecord | None = None
         self.backlog: Backlog | None = None
         self.failures = 0
@@ -101,8 +100,7 @@ class Progress:
         with suppress(ValueError):  # not the main thread, the only one that gets signals
             # Python's C code writes the number of each signal here, whatever Python code runs.
             self._signals_before = signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        if self.screen.is_terminal and not self.json_lines:
-            self.screen.__enter__()
+        self.screen.__enter__()
         Progress.current = self
         self._thread.start()
         return self
@@ -122,7 +120,7 @@ class Progress:
 
         A log repeats it every `every_s` seconds (default `PLAIN_EVERY_S`).
         """
-        self._every_s = every_s
+        self._every_s = PLAIN_EVERY_S if every_s is None else every_s
         if phase == self.phase:
             return
         self.phase, self._phase_began = phase, time.monotonic()
@@ -187,24 +185,19 @@ class Progress:
 
     def _pause(self) -> float:
         """Return the seconds to the next tick."""
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             return TICK_S - (time.monotonic() - self.started) % TICK_S
-        return max(0.0, self._due_s - (time.monotonic() - self._last_line))
-
-    @property
-    def _due_s(self) -> float:
-        """Return the seconds between two lines of a log."""
-        return PLAIN_EVERY_S if self._every_s is None else self._every_s
+        return max(0.0, self._every_s - (time.monotonic() - self._last_line))
 
     def _show_now(self) -> None:
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             with suppress(OSError):  # the pipe is full: a tick follows anyway
                 os.write(self._waker, b"\xff")
 
     def _show(self) -> None:
-        if self.screen.is_terminal and not self.json_lines:
+        if self.screen.is_terminal:
             self.screen.draw(" · ".join(self.words(short=True)))
-        elif time.monotonic() - self._last_line >= self._due_s:
+        elif time.monotonic() - self._last_line >= self._every_s:
             self._last_line = time.monotonic()
             if self.json_lines:
                 self._tell_event()
@@ -236,8 +229,8 @@ class Progress:
         if self.waiting or missing or quiet >= QUIET_S:
             if self.cluster:
                 yield from describe_cluster(self.cluster)
-            if retries := describe_retries(self.retries):
-                yield retries
+            if self.retries:
+                yield f"storage: {self.retries} {'retry' if self.retries == 1 else 'retries'}"
 
     @property
     def quiet_seconds(self) -> float:
@@ -381,14 +374,9 @@ class Progress:
         return {"storage_retries": self.retries, **cluster}
 
 
-@contextmanager
-def shared_progress(*, json_lines: bool) -> Iterator[Progress]:
-    """Yield the current progress, or a new one for the length of the block."""
-    if Progress.current:
-        yield Progress.current
-        return
-    with Progress(json_lines=json_lines) as progress:
-        yield progress
+def shared_progress(*, json_lines: bool) -> AbstractContextManager[Progress]:
+    """Return a context of the current progress, or of a new one, which ends with the block."""
+    return nullcontext(Progress.current) if Progress.current else Progress(json_lines=json_lines)
 
 
 def enter_phase(phase: str, every_s: float | None = None) -> None:

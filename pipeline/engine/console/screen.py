@@ -25,10 +25,10 @@ class Screen:
     to call from several threads and from a signal handler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, draws: bool) -> None:
         self._lock = threading.RLock()
         self._fd = _duplicate(sys.stderr)
-        self._width = _terminal_width(self._fd)
+        self._width = _terminal_width(self._fd) if draws else None
         self._drawn = ""  # the status line
         self._broken_off = False  # other code printed a line without its end
         self._kept: list[tuple[str, Any, Any]] = []

@@ -17,9 +17,7 @@ from rich.table import Table
 from pipeline.config import JobConfig
 from pipeline.engine.address import RAY_LOG
 from pipeline.engine.console.pace import format_seconds
-from pipeline.engine.console.progress import MAX_REPORTED, Progress
-from pipeline.engine.events import Listener
-from pipeline.engine.messages import PartDone
+from pipeline.engine.console.progress import MAX_REPORTED
 from pipeline.errors import printable
 from pipeline.redaction import without_secrets
 from pipeline.storage import canonical_uri
@@ -28,22 +26,6 @@ from pipeline.table import RunRecord
 _LABELS = 12  # of files left out; all are in the last line of stdout
 _WARNINGS = 20
 _SHOWN = ("l2", "psnr", "lpips", "id_similarity")
-
-
-class Console(Listener):
-    """Listener that updates the progress of this process, if there is one."""
-
-    def on_part(self, done: PartDone) -> None:
-        """Update the counts."""
-        del done
-        if Progress.current:
-            Progress.current.update()
-
-    def on_failure(self, shard_id: str, error: str, trace: str = "") -> None:
-        """Print the first failures at once, as a run may take hours."""
-        del shard_id, trace
-        if Progress.current:
-            Progress.current.failed(error)
 
 
 def _counts(outcome: RunRecord) -> Table:
@@ -87,7 +69,7 @@ def print_outcome(
     config: JobConfig,
     outcome: RunRecord,
     *,
-    command: Sequence[str] = (),  # the job as it was called, `sys.argv`
+    command: Sequence[str],  # the job as it was called, `sys.argv`
     reported: Collection[str] = (),  # failures that were printed as they happened
 ) -> None:
     """Print the summary of a run to stderr; failures and how to continue come last.
@@ -114,8 +96,7 @@ def print_outcome(
     if outcome.errors and outcome.ray_log and Path(outcome.ray_log).is_dir():
         _print(console, f"Ray's own log: {outcome.ray_log} ({RAY_LOG}=1 shows what it prints)")
     state = "stopped" if outcome.interrupted else "not finished"
-    if command:
-        _print(console, "to continue:", f"  {_called(command)}")
+    _print(console, "to continue:", f"  {_called(command[0])} {shlex.join(command[1:])}")
     _print(console, f"{state}: what is committed stays; run the same command again to continue")
 
 
@@ -141,31 +122,39 @@ def next_steps(config: JobConfig, outcome: RunRecord, command: Sequence[str]) ->
     table = canonical_uri(config.output)
     yield f"table: {table}"
     best = "SELECT image_id, l2, lpips FROM latents ORDER BY lpips LIMIT 10"
-    yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(best)}"
+    query = f"{_job('query', command[0])} {shlex.quote(table)}"
+    yield f'  {query} "{best}"'
     if outcome.counts.rejects:
         why = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC"
-        yield f"  {_job('query_latents', command)} {shlex.quote(table)} {_quoted(why)}"
+        yield f'  {query} "{why}"'
     sheet = "contact_sheet.png"
-    yield f"  {_job('contact_sheet', command)} --table {shlex.quote(table)} --output {sheet}"
+    yield f"  {_job('sheet', command[0])} --table {shlex.quote(table)} --output {sheet}"
 
 
-def _quoted(query: str) -> str:
-    return f'"{query}"'
+def _file_of(script: str) -> str:
+    """Return the file that runs: `restyle` puts its words for usage in its place."""
+    if not script.startswith("restyle "):
+        return script
+    return str(getattr(sys.modules["__main__"], "__file__", script))
 
 
-def _python() -> str:
-    """Return `python` if a shell finds this interpreter by that name, else its path."""
-    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
+def _called(script: str) -> str:
+    """Return words that run `script` by this interpreter; short ones where a shell finds them."""
+    script = _file_of(script)
+    if shutil.which("restyle") == script:
+        return "restyle"
+    python = "python" if shutil.which("python") == sys.executable else sys.executable
+    return shlex.join([python, script])
 
 
-def _called(command: Sequence[str]) -> str:
-    return f"{_python()} {shlex.join(command)}"
+_FILES = {"query": "query_latents.py", "sheet": "contact_sheet.py"}  # names behind `restyle`
 
 
-def _job(name: str, command: Sequence[str]) -> str:
-    """Return the command of another job, as called from the same place as this one."""
-    script = Path(command[0] if command else "jobs/it.py").with_name(f"{name}.py")
-    return f"{_python()} {shlex.quote(str(script))}"
+def _job(name: str, script: str) -> str:
+    """Return the command of another job, as called from the same place as `script`."""
+    if Path(_file_of(script)).stem == "restyle":
+        return f"{_called(script)} {name}"
+    return _called(str(Path(script).with_name(_FILES[name])))
 
 
 _ESTIMATED = {

@@ -11,25 +11,19 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 
-from pipeline.engine.stages import STAGES, JobStage
+from pipeline.config import JobConfig
+from pipeline.engine.stages import STAGES, Stage
 
 POLL_EVERY_S = 10.0  # the interval at which Ray exports
 _ANSWER_WITHIN_S = 2.0
 _LINE = re.compile(r'^ray_memory_manager_worker_eviction_total\{.*?Name="([^"]*)".*\} (\S+)$')
 
 
-class Sizes(Protocol):
-    """Settings of a job that bound the memory of its workers."""
-
-    batch_size: int | None
-    max_pixels: int
-
-
-def _ray_name(stage: type[JobStage]) -> str:
+def _ray_name(stage: type[Stage]) -> str:
     """Return the part of a Ray worker's name that identifies the stage, in a benchmark too."""
     return f"{stage.__name__})" if stage.resources.is_pool else f"FlatMap({stage.__name__})"
 
@@ -63,7 +57,7 @@ def fetch_kills(address: str, port: int) -> Counter[str] | None:
         connection.close()
 
 
-def advice(stage: str, workers: Mapping[str, int], sizes: Sizes, batch: int) -> str:
+def advice(stage: str, workers: Mapping[str, int], config: JobConfig, batch: int) -> str:
     """Return the flag to lower and its next value, for a stage whose worker was killed.
 
     `workers` are the actors of each stage, `batch` the default of `--batch-size`. Readers and
@@ -75,8 +69,8 @@ def advice(stage: str, workers: Mapping[str, int], sizes: Sizes, batch: int) -> 
     if (count := workers.get(stage, 0)) > 1:
         return f"lower {flag} to {count // 2} (it is at {count})"
     if stage == "align":
-        return f"lower --max-pixels to {sizes.max_pixels // 2} (it is at {sizes.max_pixels})"
-    size = sizes.batch_size or batch
+        return f"lower --max-pixels to {config.max_pixels // 2} (it is at {config.max_pixels})"
+    size = config.batch_size or batch
     if size > 1:
         return f"lower --batch-size to {size // 2} (it is at {size})"
     return "take nodes with more memory"

@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from pipeline.config import JobConfig
 from pipeline.engine.address import in_cluster
 from pipeline.engine.console.pending import ClusterState
 from pipeline.engine.console.progress import Progress, enter_phase
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry
+from pipeline.engine.nodes.node_registry import running_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, versions
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.storage import canonical_uri, is_local, one_line
-from pipeline.table import SPEC_NAME
 
 POLL_EVERY_S = 5.0
 # The stages start when the first nodes have answered, or after this time.
@@ -44,6 +43,8 @@ def local_paths(config: JobConfig) -> dict[str, str]:
     table is in the job's working directory, which each node has a copy of.
     """
     paths = {"input": canonical_uri(config.input)}
+    if config.target:
+        paths["target"] = canonical_uri(config.target)
     for name in ("model", "bootstrap", "init", "identity"):
         if given := getattr(config, name):
             paths[name] = str(Path(given).expanduser()) if is_local(given) else given
@@ -51,32 +52,21 @@ def local_paths(config: JobConfig) -> dict[str, str]:
     return {path: name for name, path in paths.items() if is_local(path) and Path(path).exists()}
 
 
-def remote_stores(config: JobConfig) -> list[tuple[str, str]]:
-    """Return the folders in object storage that every node must reach, each with an existing file.
-
-    The input is not among them, as no name in it is known here, and S3 answers for a missing name
-    as for one without access rights.
-    """
-    return [] if is_local(config.output) else [(config.output, SPEC_NAME)]
-
-
-def _ask(node: str, paths: Sequence[str], stores: Sequence[tuple[str, str]]) -> Any:
+def _ask(node: str, paths: Sequence[str], table: str) -> Any:
     """Start a task on the node; its result is the `NodeReport`, or the text of an import error."""
 
     # Ray pickles an inner function by value: the node may lack the package.
-    def report(
-        paths: Sequence[str], stores: Sequence[tuple[str, str]], patience_s: int
-    ) -> NodeReport | str:
+    def report(paths: Sequence[str], table: str, patience_s: int) -> NodeReport | str:
         try:
             import pipeline.engine.stages  # noqa: F401 - what a worker imports
             from pipeline.engine.nodes.node_report import node_report
         except ImportError as error:
             return f"{type(error).__name__}: {error}"
-        return node_report(paths, stores, patience_s)
+        return node_report(paths, table, patience_s)
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     task = ray.remote(report).options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
-    return task.remote(paths, stores, PATIENCE_S)
+    return task.remote(paths, table, PATIENCE_S)
 
 
 class NodeChecks:
@@ -85,37 +75,37 @@ class NodeChecks:
     def __init__(
         self,
         paths: Mapping[str, str],  # local path -> the setting that names it
-        stores: Sequence[tuple[str, str]] = (),
+        table: str = "",  # URI in object storage that every node must reach
         notice: Callable[[str], None] = lambda _: None,  # takes a line for the user
         registry: Any = None,  # handle of a `NodeRegistry`, where workers wait for a verdict
     ) -> None:
-        self.paths, self.stores, self.notice = dict(paths), list(stores), notice
+        self.paths, self.table, self.notice = dict(paths), table, notice
         self.registry = registry
         self._seen: set[str] = set()
         self._retries_request: Any = None
         self._retries = 0
         self._alive: dict[str, str] = {}  # id -> address
         self._pending: dict[Any, str] = {}  # task -> id of its node
-        self._unusable: dict[str, str] = {}  # node id -> reason
+        self.unusable: dict[str, str] = {}  # node id -> reason
         self._blockers: list[Any] = []
         self._polled = -math.inf
 
-    def poll(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def poll(self) -> None:
         """Check new nodes and handle the answers of others; called many times per second.
 
         Raises `ConfigError` if a node must not work for this job, `ClusterError` if none can.
         """
-        if clock() - self._polled < POLL_EVERY_S:
+        if time.monotonic() - self._polled < POLL_EVERY_S:
             return
-        self._polled = clock()
+        self._polled = time.monotonic()
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for lost in self._alive.keys() - alive.keys():
             self.notice(f"node {self._alive.pop(lost)} is lost: its parts are repeated")
-            self._unusable.pop(lost, None)
+            self.unusable.pop(lost, None)
         for node_id in alive.keys() - self._alive.keys():
             self._seen.add(node_id)
             self._alive[node_id] = str(alive[node_id]["NodeManagerAddress"])
-            self._pending[_ask(node_id, list(self.paths), self.stores)] = node_id
+            self._pending[_ask(node_id, list(self.paths), self.table)] = node_id
         if self._pending:
             waiting = list(self._pending)
             answered, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
@@ -124,11 +114,6 @@ class NodeChecks:
         self._count_retries()
         if Progress.current:
             Progress.current.cluster = self._state(alive)
-
-    @property
-    def unused(self) -> frozenset[str]:
-        """Return the ids of the nodes that are not used."""
-        return frozenset(self._unusable)
 
     def _count_retries(self) -> None:
         """Update the number of storage retries of the workers, without waiting."""
@@ -142,7 +127,7 @@ class NodeChecks:
         self._retries_request = self.registry.retries.remote()
 
     def _state(self, alive: Mapping[str, Mapping[str, Any]]) -> ClusterState:
-        used = [node["Resources"] for key, node in alive.items() if key not in self._unusable]
+        used = [node["Resources"] for key, node in alive.items() if key not in self.unusable]
         return ClusterState(
             alive=len(alive),
             seen=len(self._seen),
@@ -155,7 +140,7 @@ class NodeChecks:
     def wait(self, seconds: float = FIRST_ANSWERS_S) -> None:
         """Poll until every current node has answered, for at most `seconds`."""
         deadline = time.monotonic() + seconds
-        self.poll(lambda: math.inf)
+        self.poll()
         while self._pending and time.monotonic() < deadline:
             ray.wait(list(self._pending), num_returns=1, timeout=deadline - time.monotonic())
             self._polled = -math.inf
@@ -178,14 +163,10 @@ class NodeChecks:
                 "there, or send the code along by `ray job submit --working-dir .`"
             )
         self._compare(address, report)
-        self._judge(node_id, not report.storage_error)
+        if self.registry is not None:  # its workers wait for the verdict
+            self.registry.judge.remote(node_id, not report.storage_error)
         if report.storage_error:
             self._block(node_id, address, report.storage_error, alive)
-
-    def _judge(self, node_id: str, may_work: bool) -> None:
-        """Send the verdict on a node to its workers, which wait for it."""
-        if self.registry is not None:
-            self.registry.judge.remote(node_id, may_work)
 
     def _compare(self, address: str, report: NodeReport) -> None:
         ours = versions()
@@ -215,15 +196,15 @@ class NodeChecks:
         self, node_id: str, address: str, why: str, alive: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Occupy the resources of a node, so that no worker starts there."""
-        self._unusable[node_id] = f"node {address}: {why}"
+        self.unusable[node_id] = f"node {address}: {why}"
         useful = {
             other
             for other, node in alive.items()
-            if other not in self._unusable and node["Resources"].get("CPU", 0) > 0
+            if other not in self.unusable and node["Resources"].get("CPU", 0) > 0
         }
         offered = alive.get(node_id, {}).get("Resources", {})
         if not useful and offered.get("CPU", 0) > 0:
-            raise ClusterError(f"no node reaches the storage; {'; '.join(self._unusable.values())}")
+            raise ClusterError(f"no node reaches the storage; {'; '.join(self.unusable.values())}")
         self.notice(f"node {address} is not used, as it does not reach the storage: {why}")
         strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
         for cpus, gpus in blocker_needs(offered.get("CPU", 0), offered.get("GPU", 0)):
@@ -273,20 +254,16 @@ def nodes_checked(
         yield None
         return
     enter_phase("asking the nodes whether they may work")
-    paths, marker = local_paths(config), None
-    if is_local(config.output):
-        marker = Path(canonical_uri(config.output), f".shared-{secrets.token_hex(4)}.tmp")
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        paths[str(marker)] = "output"
-    context = DataContext.get_current()
-    registry = start_registry(context)
-    checks = NodeChecks(paths, remote_stores(config), notice, registry)
-    try:
+    paths, table = local_paths(config), config.output
+    with ExitStack() as ending:
+        if is_local(table):
+            marker = Path(canonical_uri(table), f".shared-{secrets.token_hex(4)}.tmp")
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+            ending.callback(marker.unlink, missing_ok=True)
+            paths[str(marker)], table = "output", ""
+        registry = ending.enter_context(running_registry(DataContext.get_current()))
+        checks = NodeChecks(paths, table, notice, registry)
+        ending.callback(checks.release)
         checks.wait()
         yield checks
-    finally:
-        checks.release()
-        stop_registry(context, registry)
-        if marker:
-            marker.unlink(missing_ok=True)

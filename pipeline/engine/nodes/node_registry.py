@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from pipeline.engine.address import running_ray
 from pipeline.storage.retries import on_storage_retry
 
 _CONFIG = "restyle_node_registry"  # in Ray Data's context, which every worker of a run gets
@@ -48,25 +50,22 @@ class NodeRegistry:
         return self._retries
 
 
-def start_registry(context: Any) -> Any:
-    """Start a registry for this driver and name it in Ray Data's `context`; return its handle."""
+@contextmanager
+def running_registry(context: Any) -> Iterator[Any]:
+    """Run a registry for the block, named in Ray Data's `context`; yield its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     name = f"restyle-nodes-{secrets.token_hex(8)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(NodeRegistry).options(name=name, num_cpus=0, scheduling_strategy=here)
-    handle = actor.remote()
+    handle: Any = actor.remote()
     context.set_config(_CONFIG, name)
-    return handle
-
-
-def stop_registry(context: Any, registry: Any) -> None:
-    """Kill the registry and remove it from the `context` of later runs."""
-    import ray
-
-    context.set_config(_CONFIG, "")
-    ray.kill(registry)
+    try:
+        yield handle
+    finally:
+        context.set_config(_CONFIG, "")  # later runs have their own
+        ray.kill(handle)
 
 
 @cache
@@ -77,8 +76,8 @@ def wait_for_verdict() -> None:
     resources of this one. Called before a worker takes its first part. Returns at once outside a
     cluster, and if no registry answers.
     """
-    ray = sys.modules.get("ray")  # an import here could precede its environment
-    if ray is None or not ray.is_initialized():
+    ray = running_ray()
+    if ray is None:
         return
     from ray.data import DataContext
 
@@ -93,11 +92,7 @@ def wait_for_verdict() -> None:
     if not may_work:
         time.sleep(_LEAVE_AFTER_S)
         os._exit(1)
-    on_storage_retry(lambda: _report(registry))
-
-
-def _report(registry: Any) -> None:
-    registry.add_retry.remote()
+    on_storage_retry(lambda: registry.add_retry.remote())
 
 
 def _verdict(registry: Any, node_id: str) -> bool:

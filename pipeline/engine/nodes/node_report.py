@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pipeline
 from pipeline.errors import PipelineError
 from pipeline.storage import Store
+from pipeline.table import SPEC_NAME
 
 PACKAGES = ("restyle-pipeline", "ray", "torch", "numpy", "pyarrow", "pillow", "dlib-bin")
 
@@ -55,11 +56,11 @@ def code_digest() -> str:
 
 def node_report(
     paths: Sequence[str],
-    stores: Sequence[tuple[str, str]],  # (folder URI, name of a file to look up)
+    table: str,  # URI in object storage, "" if it is on a disk
     patience_s: int,  # how long to wait for a path: network disks show files late
 ) -> NodeReport:
     """Return the report of the node that this runs on."""
-    return NodeReport(code_digest(), versions(), _absent(paths, patience_s), _probe(stores))
+    return NodeReport(code_digest(), versions(), _absent(paths, patience_s), _probe(table))
 
 
 def _absent(paths: Sequence[str], patience_s: int) -> list[str]:
@@ -72,10 +73,15 @@ def _absent(paths: Sequence[str], patience_s: int) -> list[str]:
     return absent
 
 
-def _probe(stores: Sequence[tuple[str, str]]) -> str:
-    for uri, name in stores:
-        try:
-            Store(uri).exists(name)
-        except PipelineError as error:
-            return f"{type(error).__name__}: {error}"
+def _probe(table: str) -> str:
+    """Return the error of looking up the table's description; "" without one.
+
+    The input is not looked up: no name in it is known here, and S3 answers for a missing name as
+    for one without access rights.
+    """
+    try:
+        if table:
+            Store(table).exists(SPEC_NAME)
+    except PipelineError as error:
+        return f"{type(error).__name__}: {error}"
     return ""

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.alignment import AlignedFace, Alignment, AlignmentSettings, IsolatedAligner
 from pipeline.engine.messages import FaceBatch, SampleBatch
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.face_columns import (
     ALIGNMENT_COLUMNS,
     REJECT_COLUMNS,
@@ -23,11 +23,6 @@ from pipeline.face_columns import (
 from pipeline.images import Rejection, RejectReason
 from pipeline.storage import Store
 
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
-
 FACES = pa.schema(
     [
         *(SOURCE_COLUMNS | ALIGNMENT_COLUMNS).items(),
@@ -35,18 +30,16 @@ FACES = pa.schema(
         ("fields", pa.string()),  # JSON of the columns that are copied from the input
     ]
 )
-FACES_TURNED = pa.schema([*FACES, *TURN_COLUMN.items()])
 _TARGET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 REJECTS = pa.schema(REJECT_COLUMNS.items())
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def face_row(key: str, uri: str, sha256: str, face: AlignedFace) -> dict[str, Any]:
     """Return an aligned face as a row of `FACES`."""
-    facts = {name: _plain(value) for name, value in face.facts().items()}
+    facts = {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in face.facts().items()
+    }
     source = {"key": key, "source_uri": uri, "source_sha256": sha256}
     return {**source, **facts, "pixels": face.pixels.tobytes()}
 
@@ -72,7 +65,7 @@ def count_reasons(rejects: Iterable[dict[str, Any]]) -> Counter[str]:
 
 def faces_schema(settings: AlignmentSettings, *, targets: bool = False) -> pa.Schema:
     """Return the schema of faces aligned with `settings`; with `targets` also of their targets."""
-    schema = FACES_TURNED if settings.records_turns else FACES
+    schema = pa.schema([*FACES, *TURN_COLUMN.items()]) if settings.records_turns else FACES
     return schema.append(pa.field("target", pa.large_binary())) if targets else schema
 
 
@@ -85,7 +78,7 @@ def _target_name(targets: Store, key: str) -> str | None:
     return next((name for name in names if targets.exists(name)), None)
 
 
-class Align(JobStage):
+class Align(Stage):
     """Decodes and aligns the samples of a part in a child process, which an image may crash."""
 
     name = "align"
@@ -96,12 +89,6 @@ class Align(JobStage):
         self.settings = settings
         self.targets = Store(target) if target else None  # images to compare with, by key
         self.aligner: IsolatedAligner | None = None
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job."""
-        del writer, device
-        return cls(job.alignment, job.target)
 
     def setup(self) -> None:
         """Create the aligner; its child process starts with the first part."""
@@ -134,12 +121,10 @@ class Align(JobStage):
             reasons=count_reasons(rejects),
             icc_ignored=icc_ignored,
         )
-        table = pa.Table.from_pylist(faces, schema=self._schema())
+        schema = faces_schema(self.settings, targets=self.targets is not None)
+        table = pa.Table.from_pylist(faces, schema=schema)
         rejected = pa.Table.from_pylist(rejects, schema=REJECTS)
         return FaceBatch(batch.shard, batch.part, counts, table, rejected, batch.initial_codes)
-
-    def _schema(self) -> pa.Schema:
-        return faces_schema(self.settings, targets=self.targets is not None)
 
     def _with_target(
         self, key: str, result: Alignment | Rejection

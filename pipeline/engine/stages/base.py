@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -20,17 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
+from pipeline.engine.address import running_ray
 from pipeline.engine.messages import Batch, Failure, Message, Row, from_row, kind_of, to_row
 from pipeline.engine.nodes.node_registry import wait_for_verdict
 from pipeline.engine.private_folder import is_private
 from pipeline.machine import memory_limit
-
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 # Above 1, as a crash also counts for other parts in the worker, and workers die for other reasons.
 MAX_CRASHES = 5
@@ -66,15 +61,6 @@ class Stage(ABC):
     @abstractmethod
     def process(self, batch: Any) -> Message | Iterator[Message]:
         """Return the batch for the next stage, or yield several."""
-
-
-class JobStage(Stage):
-    """Stage of a job that writes a table."""
-
-    @classmethod
-    @abstractmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Create the stage of a job on the driver; Ray sends it to the workers."""
 
 
 class Worker:
@@ -115,22 +101,9 @@ def results(stage: Stage, message: Message) -> Iterator[Message]:
                 yield result
                 started = time.perf_counter()
     except Exception as error:  # noqa: BLE001 - reported to the driver, which fails the run
-        yield Failure.of(message, stage.name, error, node_address())
-
-
-def _ray() -> Any:
-    """Return the module `ray` if Ray is running in this process, else None.
-
-    An import here could precede `pipeline.engine.cluster`, which sets Ray's environment.
-    """
-    ray = sys.modules.get("ray")
-    return ray if ray is not None and ray.is_initialized() else None
-
-
-def node_address() -> str:
-    """Return this node's address in Ray; "" outside Ray."""
-    ray = _ray()
-    return "" if ray is None else str(ray.util.get_node_ip_address())
+        ray = running_ray()
+        node = str(ray.util.get_node_ip_address()) if ray else ""
+        yield Failure.of(message, stage.name, error, node)
 
 
 def set_crash_folder(context: Any, private: Path | None) -> None:
@@ -167,7 +140,7 @@ def crash_counter(stage: str, shard_id: str, part: int) -> Iterator[None]:
 
     Raises `RuntimeError` for a poison part, at which `MAX_CRASHES` workers of this node died.
     """
-    if _ray() is None:
+    if running_ray() is None:
         yield
         return
     name = hashlib.sha256(f"{stage}\0{shard_id}\0{part}".encode()).hexdigest()[:32]

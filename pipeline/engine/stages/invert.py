@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +16,17 @@ from numpy.typing import NDArray
 
 from pipeline.engine.messages import FaceBatch, LatentBatch
 from pipeline.engine.stages.align import count_reasons
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.table import Columns, image_id
 from pipeline.table.schema import codes_of
 
 if TYPE_CHECKING:
-    from pipeline.choices import Device
     from pipeline.engine.inverter import Inverter, InvertSettings
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 Codes = dict[str, NDArray[np.float32]]  # image id -> [n_styles, 512]
 
 
-class Invert(JobStage):
+class Invert(Stage):
     """Inverts parts; batches stay inside a part, so that a retry sees the same ones."""
 
     name = "invert"
@@ -39,13 +36,6 @@ class Invert(JobStage):
 
     def __init__(self, settings: InvertSettings, columns: Columns) -> None:
         self.settings, self.columns = settings, columns
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job."""
-        del writer
-        # An actor with a GPU must not invert on the CPU of a node whose driver is broken.
-        return cls(replace(job.inversion, device=device), job.columns)
 
     def setup(self) -> None:
         """Load the models and the metric networks."""
@@ -67,22 +57,17 @@ class Invert(JobStage):
         latents = _with_fields(result.latents, faces) if self.columns.kept else result.latents
         earlier = self._of_chosen(batch.rejects.to_pylist(), batch.shard_id, codes)
         rejects = _each_once(earlier, result.rejects)
+        missed = sum(face["id_similarity"] is None for face in result.latents)
         counts = replace(
             batch.counts,
             faces=len(result.latents),
             rejects=len(rejects),
             reasons=count_reasons(rejects),
-            identity_missed=self._identity_missed(result.latents),
+            identity_missed=missed if self.inverter.meter.identity else 0,  # without, none is due
             inversion_seconds=result.seconds,
         )
         counts.stage_seconds[self.name] = seconds  # type: ignore[assignment]
         return LatentBatch(batch.shard, batch.part, counts, latents, rejects)
-
-    def _identity_missed(self, latents: list[dict[str, Any]]) -> int:
-        """Return the faces without an identity; 0 where none is measured."""
-        if self.inverter.meter.identity is None:
-            return 0
-        return sum(face["id_similarity"] is None for face in latents)
 
     def _of_chosen(
         self, rejects: list[dict[str, Any]], shard_id: str, codes: Codes | None

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
 from pipeline.engine.messages import SampleBatch, ShardEnd, ShardTask
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.storage import LeftOut, Sample, Shard
 from pipeline.table import Counts, InitialCodes
-
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
-    from pipeline.table import TableWriter
 
 # A part closes early at this many bytes: an Arrow binary column ends at 2 GiB.
 MAX_PART_BYTES = 256 << 20
@@ -64,18 +58,12 @@ def _bytes_of(samples: list[Sample], shard: Shard) -> int:
     return sum(sizes)
 
 
-class Read(JobStage):
-    """Reads a shard and cuts it into parts."""
+class Read(Stage):
+    """Reads a shard and cuts it into parts; its settings are in the tasks."""
 
     name = "read"
     takes = ShardTask
     resources = StageResources("reader", cpus=0.5, is_pool=False)
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Create the stage; its settings are in the tasks."""
-        del job, writer, device
-        return cls()
 
     def process(self, task: ShardTask) -> Iterator[SampleBatch | ShardEnd]:
         """Yield the parts to do, then a `ShardEnd`.

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
 
 from pipeline.engine.messages import LatentBatch, PartDone
-from pipeline.engine.stages.base import JobStage, StageResources
+from pipeline.engine.stages.base import Stage, StageResources
 from pipeline.table import TableWriter
 
-if TYPE_CHECKING:
-    from pipeline.choices import Device
-    from pipeline.engine.resolve import ResolvedJob
 
-
-class Write(JobStage):
+class Write(Stage):
     """Writes the two files of a part; thread-safe."""
 
     name = "write"
@@ -24,12 +19,6 @@ class Write(JobStage):
 
     def __init__(self, writer: TableWriter) -> None:
         self.writer = writer
-
-    @classmethod
-    def of(cls, job: ResolvedJob, writer: TableWriter, device: Device) -> Self:
-        """Return the stage of a job."""
-        del job, device
-        return cls(writer)
 
     def process(self, batch: LatentBatch) -> PartDone:
         """Write a part; only its counts are passed on."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pipeline.engine.nodes.node_checks import (
     local_paths,
     nodes_checked,
 )
-from pipeline.engine.nodes.node_registry import start_registry, stop_registry
+from pipeline.engine.nodes.node_registry import running_registry
 from pipeline.engine.nodes.node_report import NodeReport, code_digest, node_report, versions
 from pipeline.errors import ClusterError, ConfigError
 from tests.engine.on_ray import MARKS
@@ -44,6 +45,7 @@ def test_only_local_paths_must_be_shared(tmp_path: Path, monkeypatch: pytest.Mon
         "model": "model",
         str(tmp_path / "first"): "init",
     }
+    assert local_paths(config(target="photos")) == {str(tmp_path / "photos"): "target"}
 
 
 def test_outside_a_cluster_nothing_is_checked(
@@ -102,9 +104,8 @@ def test_a_run_ends_without_any_usable_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    stores = [("abc://bucket/table", "_table.json")]
     with pytest.raises(ClusterError, match=rf"no node reaches the storage; node {own_address()}: "):
-        NodeChecks({}, stores).wait()
+        NodeChecks({}, "abc://bucket/table").wait()
 
 
 @pytest.mark.usefixtures("one_node")
@@ -134,11 +135,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
 
 @pytest.mark.usefixtures("one_node")
 def test_workers_wait_until_their_node_may_work() -> None:
-    registry = start_registry(DataContext.get_current())
     node_id = ray.get_runtime_context().get_node_id()
     actor = ray.remote(AfterVerdict).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    began = actor.remote(DataContext.get_current()).began.remote()
-    try:
+    context = DataContext.get_current()
+    with running_registry(context) as registry:
+        began = actor.remote(context).began.remote()
         assert ray.wait([began], timeout=1)[0] == []
         registry.judge.remote(node_id, False)  # the worker ends, is started again, and so on
         assert ray.wait([began], timeout=5)[0] == []
@@ -146,8 +147,6 @@ def test_workers_wait_until_their_node_may_work() -> None:
         assert ray.get(began, timeout=60)
         registry.add_retry.remote()
         assert ray.get(registry.retries.remote()) == 1
-    finally:
-        stop_registry(DataContext.get_current(), registry)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,8 @@ def test_a_lost_node_is_named(notices: list[str]) -> None:
     checks = NodeChecks({}, notice=notices.append)
     checks.wait()
     checks._alive["gone"] = "10.77.0.3"
-    checks.poll(lambda: float("inf"))
+    checks._polled = -math.inf
+    checks.poll()
     assert notices == ["node 10.77.0.3 is lost: its parts are repeated"]
 
 
@@ -194,8 +194,7 @@ _BULKY = shutil.ignore_patterns("*.safetensors", "*.tar", "*.jpg", "__pycache__"
 
 def test_a_report_names_code_versions_and_paths(tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
-    table = [(str(tmp_path), "_table.json")]
-    report = node_report([str(tmp_path), absent], table, patience_s=0)
+    report = node_report([str(tmp_path), absent], str(tmp_path), patience_s=0)
     assert report == NodeReport(code_digest(), versions(), [absent], "")
 
 

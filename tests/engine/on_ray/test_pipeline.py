@@ -14,15 +14,16 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.config import JobConfig
 from pipeline.engine import ledger as ledger_module
-from pipeline.engine import ray_callbacks, run_job, shard_source
+from pipeline.engine import ray_callbacks, shard_source
 from pipeline.engine.capacity import Pools, reserved_cpus
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.messages import Failure, Message, PartDone, ShardEnd, to_row
 from pipeline.engine.pipeline import build_pipeline, run_pipeline
 from pipeline.engine.plan import make_plan
 from pipeline.engine.ray_callbacks import StallDetector, run_settings
+from pipeline.engine.run import run_job
 from pipeline.engine.simulate import SimulatedAlign, SimulatedInvert
-from pipeline.engine.stages import Read, Write
+from pipeline.engine.stages import Read, Write, build_stages
 from pipeline.errors import ClusterError
 from pipeline.table import RunRecord
 from tests.engine.on_ray import MARKS
@@ -72,7 +73,7 @@ def executed(
 
     plan = make_plan(config)
     types = (Read, SimulatedAlign, invert, Write)
-    stages = [stage.of(plan.job, plan.writer, "cpu") for stage in types]
+    stages = build_stages(types, plan.job, plan.writer, "cpu")
     workers = {"read": 2, "align": 1, "invert": 1, "write": 1}
     pools = Pools(workers, reserved_cpus(on_gpu=on_gpu), on_gpu)
     with run_settings():
