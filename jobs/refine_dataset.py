@@ -26,8 +26,8 @@ from pipeline.table import RunRecord, TableSpec, open_initial_table
 
 # Settings kept from the first pass, so that the same faces are found in the same images.
 KEPT = (
-    *("input", "model", "faces", "prealigned", "fit", "min_face", "max_pixels", "identity"),
-    *("best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
+    *("input", "target", "model", "faces", "prealigned", "fit", "min_face", "max_pixels"),
+    *("identity", "best_step_by", "latent_dtype", "keep_columns", "keep_identity"),
     *MODEL_SETTINGS,
 )
 OWN = (

@@ -95,7 +95,7 @@ def test_a_missing_table_is_a_wrong_request(
 
 @pytest.mark.parametrize("chosen", [{}, {"image_field": "png", "image_column": "photo"}])
 def test_images_are_chosen_as_in_the_first_pass(tmp_path: Path, chosen: dict[str, str]) -> None:
-    config = {"input": "/in", "output": "/out", "keep_columns": "label"}
+    config = {"input": "/in", "output": "/out", "target": "/targets", "keep_columns": "label"}
     columns = Columns(N_STYLES, kept=(("label", "int64"),))
     layout = {"input": "/in", "files_per_shard": 9, **chosen}
     table = str(tmp_path / "table")
@@ -103,6 +103,7 @@ def test_images_are_chosen_as_in_the_first_pass(tmp_path: Path, chosen: dict[str
         table, replace(DESCRIPTION, columns=columns, layout=layout, config=config), part_size=1
     )
     second = second_pass(table, {"output": str(tmp_path / "second")})
+    assert second.target == "/targets"
     assert second.image_field == chosen.get("image_field", "all")
     assert second.image_column == chosen.get("image_column")
     assert second.kept_names == ("label",)
