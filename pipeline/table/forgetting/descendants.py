@@ -64,12 +64,14 @@ def find_descendants(
 
 def _follow(root: str, candidates: Sequence[Table], reasons: dict[str, str]) -> None:
     """Add the candidates that were made from the table at `root`, and those made from these."""
-    for candidate in candidates:
-        child = candidate.store.root
-        setting = _setting_with(candidate.spec, root)
-        if setting and child != root and child not in reasons:
-            reasons[child] = f"made from '{root}' ({setting})"
-            _follow(child, candidates, reasons)
+    origins = [root]
+    for origin in origins:  # which grows
+        for candidate in candidates:
+            child = candidate.store.root
+            setting = _setting_with(candidate.spec, origin)
+            if setting and child != origin and child not in reasons:
+                reasons[child] = f"made from '{origin}' ({setting})"
+                origins.append(child)
 
 
 def _setting_with(spec: TableSpec, root: str) -> str:
