@@ -21,17 +21,16 @@ from pipeline.models import (
     load_model,
     preset_of,
 )
-from pipeline.models.checkpoint import generator_channels
-from pipeline.models.encoders import WIDTHS
+from pipeline.models.checkpoint import RESTYLE_CHANNELS, generator_channels
+from pipeline.models.encoders import WIDTHS, ResNet34
 from pipeline.models.files import CHECKPOINT_SUFFIXES
 from pipeline.models.model import build_encoder, digest_of
 from pipeline.models.state_files import read_model_file, read_state
 from pipeline.models.stylegan2 import n_styles_of
 from pipeline.training.config import TrainConfig
 
-RESTYLE_CHANNELS, SINGLE_PASS_CHANNELS = 6, 3
+SINGLE_PASS_CHANNELS = 3
 MAPPED_CODES = 10_000  # mapped codes for the average latent when the file has no latent_avg
-RESNET34_LAYERS = (3, 4, 6, 3)
 
 
 def starting_model(config: TrainConfig) -> RestyleModel:
@@ -196,5 +195,5 @@ def _body_name(key: str) -> str:
     match = re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", key)
     if match is None:
         return key
-    before = sum(RESNET34_LAYERS[: int(match[1]) - 1])
+    before = sum(ResNet34.depths[: int(match[1]) - 1])
     return f"body.{before + int(match[2])}.{match[3]}"
