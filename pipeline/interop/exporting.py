@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.interop.file_names import limits_of, to_file_name
 from pipeline.interop.pickled_codes import Codes, latents_file
 from pipeline.storage import OutputKind, Store, file_place
-from pipeline.storage.file_types import IMAGE_SUFFIXES
+from pipeline.storage.file_types import IMAGE_SUFFIXES, without_image_suffix
 from pipeline.table.schema import STYLE_DIM
 from pipeline.table.selection import Selection
 
@@ -34,7 +34,8 @@ MAX_DICTIONARY_BYTES = 2 << 30
 _NAME_ROWS = 4096
 _PUTS = 16  # concurrent writes: each waits for the disk or bucket, not for the CPU
 _LISTED = 5
-_SUFFIX = "[.](" + "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES) + ")$"
+# As `without_image_suffix` does, in SQL.
+_SUFFIX = "(.)[.](" + "|".join(suffix[1:] for suffix in IMAGE_SUFFIXES) + ")$"
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ class NamedSelection(Selection):
 
     def name_of(self, key: str, image_id: str) -> str:
         """Return the name of a face without an image's extension, as `named_rows` gives it."""
-        return image_id if self.naming == "id" else without_suffix(key.rpartition("/")[2])
+        return image_id if self.naming == "id" else without_image_suffix(key.rpartition("/")[2])
 
     def _name(self, with_suffix: bool) -> str:
         if self.naming == "id":
             return "image_id"
         base = "regexp_extract(key, '[^/]*$')"
-        return base if with_suffix else f"regexp_replace({base}, '{_SUFFIX}', '', 'i')"
+        return base if with_suffix else rf"regexp_replace({base}, '{_SUFFIX}', '\1', 'is')"
 
     def refuse_ambiguous(self, with_suffix: bool) -> None:
         """Raise `ConfigError`, with the list, when several faces have one name."""
@@ -202,12 +203,6 @@ def code_file(code: Codes, form: CodeForm) -> bytes:
 
         torch.save(torch.from_numpy(np.array(code)), sink)
     return sink.getvalue()
-
-
-def without_suffix(name: str) -> str:
-    """Return `name` without an image extension."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES else name
 
 
 def listed(ambiguous: Mapping[str, Sequence[str]]) -> str:

@@ -17,11 +17,11 @@ import pyarrow as pa
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.interop.exporting import without_suffix
 from pipeline.interop.file_series import Render, Series
 from pipeline.interop.parquet_files import metadata_of, write_files
 from pipeline.interop.row_order import page_bytes
 from pipeline.storage import OutputKind, Store
+from pipeline.storage.file_types import without_image_suffix
 from pipeline.table.card import (
     CARD_NAME,
     CITING,
@@ -109,7 +109,7 @@ def _schema(table: Table, *, rendered: bool) -> pa.Schema:
 
 
 def _converted(rows: pa.Table, schema: pa.Schema, render: Render | None) -> pa.Table:
-    stems = [without_suffix(PurePosixPath(key).name) for key in rows["key"].to_pylist()]
+    stems = [without_image_suffix(PurePosixPath(key).name) for key in rows["key"].to_pylist()]
     columns = []
     for field in schema:
         if field.name == RENDERED and render is not None:

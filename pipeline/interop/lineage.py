@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pipeline.errors import ConfigError, InputError, TableError
 from pipeline.interop.code_files import FaceName, faces_of
 from pipeline.interop.codes import Lineage
-from pipeline.interop.exporting import without_suffix
+from pipeline.storage.file_types import without_image_suffix
 from pipeline.table.reader import open_table
 
 _ROWS = 4096
@@ -60,11 +60,11 @@ def lineage_of(
 def _forms(face: FaceName) -> list[str]:
     """Return the names of a row that a code's name can mean, the most specific first."""
     number = face.name[len(face.key) :]  # "#1" if the name has a face index
-    return [face.name, f"{without_suffix(face.key)}{number}"]
+    return [face.name, f"{without_image_suffix(face.key)}{number}"]
 
 
 def _forms_of_row(image_id: str, key: str, face_index: int) -> set[str]:
     number = f"#{face_index}"
     texts = {image_id.removesuffix(number), key, key.rsplit("/", 1)[-1]}
-    texts |= {without_suffix(text) for text in texts}
+    texts |= {without_image_suffix(text) for text in texts}
     return texts | {f"{text}{number}" for text in texts}

@@ -14,7 +14,7 @@ from pipeline.alignment import AlignedFace, AlignmentSettings, IsolatedAligner
 from pipeline.errors import InputError
 from pipeline.images import Rejection, decode
 from pipeline.interop.code_files import FaceName
-from pipeline.interop.exporting import listed, without_suffix
+from pipeline.interop.exporting import listed
 from pipeline.interop.file_names import to_file_name
 from pipeline.interop.pickled_codes import Codes
 from pipeline.inversion.render import pooled, render_each
@@ -22,6 +22,7 @@ from pipeline.metrics import MetricEvaluator
 from pipeline.models import RestyleModel
 from pipeline.models.pixels import to_unit
 from pipeline.storage import ReadOptions, Shard, Store, read_samples
+from pipeline.storage.file_types import without_image_suffix
 
 _NOT_FILE_NAMES = ("", ".", "..")  # last components of keys that are escaped in file names
 
@@ -39,13 +40,13 @@ def match_images(
     """
     keys_of: dict[str, list[str]] = defaultdict(list)
     for key, _ in faces:
-        keys_of[without_suffix(key)].append(key)
+        keys_of[without_image_suffix(key)].append(key)
     _refuse_several("several names of codes match one image", keys_of)
     owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for shard in shards:
         for key in _keys(shard, options):
             names = (f"{shard.shard_id}/{key}", key, key.rsplit("/", 1)[-1])
-            name = next((n for n in map(without_suffix, names) if n in keys_of), None)
+            name = next((n for n in map(without_image_suffix, names) if n in keys_of), None)
             if name is not None:
                 owners[keys_of[name][0]].append((shard.shard_id, key))
     images_of = {name: [f"{shard}/{key}" for shard, key in owned] for name, owned in owners.items()}
@@ -75,7 +76,7 @@ def _picture(results: Store, name: str, step: int, size: tuple[int, int]) -> Ten
     Its layout is `<step>/<file name>`. Raises `InputError` for a missing or damaged file.
     """
     base = name.rsplit("/", 1)[-1]
-    stem = without_suffix(base)
+    stem = without_image_suffix(base)
     names = (to_file_name(base) if base in _NOT_FILE_NAMES else base, f"{stem}.png", f"{stem}.jpg")
     paths = [f"{step}/{file}" for file in (*names, f"{to_file_name(stem)}.png")]
     path = next((path for path in paths if results.exists(path)), None)

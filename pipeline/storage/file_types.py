@@ -53,6 +53,12 @@ def is_image(name: str) -> bool:
     return _suffix(name) in _IMAGE_SUFFIXES
 
 
+def without_image_suffix(name: str) -> str:
+    """Return the path `name` without an image extension, if it has one and more than that."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if stem and f"{dot}{suffix.lower()}" in _IMAGE_SUFFIXES else name
+
+
 def may_be_image(name: str) -> bool:
     """Return whether `name` has no known extension, so that its first bytes must decide."""
     suffix = _suffix(name)

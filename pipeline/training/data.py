@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.storage import Store
-from pipeline.storage.file_types import IMAGE_SUFFIXES
+from pipeline.storage.file_types import without_image_suffix
 
 
 def random_batches(
@@ -201,12 +201,6 @@ def match_keys(
         if name in second and name not in ambiguous
     ]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), ambiguous
-
-
-def without_image_suffix(key: str) -> str:
-    """Return `key` without an image extension; keys of archive members have none."""
-    stem, dot, suffix = key.rpartition(".")
-    return stem if stem and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else key
 
 
 def windowed(counts: Sequence[int], window: int = WINDOW) -> Callable[[torch.Generator], Tensor]:
