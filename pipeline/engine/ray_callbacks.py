@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ _RUN = "restyle_run"  # in Ray Data's context
 class _Hooks:
     on_start: Hook
     on_step: tuple[Hook, ...]
+    executors: list[Any] = field(default_factory=list)
 
 
 _runs: dict[str, _Hooks] = {}
@@ -53,6 +54,7 @@ class RunCallbacks(ExecutionCallback):
     def before_execution_starts(self, executor: Any) -> None:
         """Call the run's start hook."""
         if hooks := _hooks(executor):
+            hooks.executors.append(executor)
             hooks.on_start(executor)
 
     def on_execution_step(self, executor: Any) -> None:
@@ -70,7 +72,7 @@ def _hooks(executor: Any) -> _Hooks | None:
 def run_settings(
     folder: Path | None = None, steps: Sequence[Hook] = (), *, nodes_may_come: bool = False
 ) -> Iterator[None]:
-    """Configure Ray Data for the datasets that are created and run inside the block.
+    """Configure Ray Data for the datasets that are created and run inside the block, and end these.
 
     One row per block, no progress bars, no per-block statistics, no stall timeout, and on a cluster
     backlog-based autoscaling. Ray Data bounds the data between stages to half of the object store,
@@ -97,7 +99,9 @@ def run_settings(
             yield
     finally:
         logger.setLevel(level)
-        del _runs[key]
+        for executor in _runs.pop(key).executors:
+            # Here, as a traceback may hold it: collected after Ray it would start Ray again.
+            executor.shutdown(force=False)
 
 
 def _forget_block_stats(executor: Any) -> None:

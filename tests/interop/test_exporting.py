@@ -97,7 +97,18 @@ def test_rows_are_exported_in_table_order(tmp_path: Path) -> None:
 
 
 def test_names_are_the_same_in_sql_and_python(tmp_path: Path) -> None:
-    keys = ("a/1.jpg", "2.JPEG", ".png", "jpg", "3.x", "4.png.jpg", "5.jpg\n", "\n.jpg", "é.webp", "6.")
+    keys = (
+        "a/1.jpg",
+        "2.JPEG",
+        ".png",
+        "jpg",
+        "3.x",
+        "4.png.jpg",
+        "5.jpg\n",
+        "\n.jpg",
+        "é.webp",
+        "6.",
+    )
     selection = NamedSelection(table_of(tmp_path / "t", *map(face_row, keys), part_size=10))
     for row in selection.named_rows("key"):
         assert row["name"] == selection.name_of(row["key"], row["image_id"]) != ""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,17 @@ def test_a_table_is_readable_during_a_run(table: str) -> None:
     with run_settings(steps=[polls.append]):
         assert len(open_table(table).to_ray(["image_id"]).take_all()) == 4
     assert polls
+
+
+@pytest.mark.usefixtures("_ray")
+def test_an_execution_ends_with_its_settings(table: str) -> None:
+    """An error's traceback may hold its iterator, which would end it when Ray has stopped."""
+    executors: list[Any] = []
+    with run_settings(steps=[executors.append]):
+        rows = open_table(table).to_ray(["image_id"]).iter_internal_ref_bundles()
+        next(rows)
+    assert executors
+    assert all(executor._shutdown for executor in executors)
 
 
 @pytest.mark.usefixtures("_ray")
