@@ -80,8 +80,6 @@ def _with_tensors(rows: pa.Table) -> pa.Table:
 
 def _tensors(column: pa.Array, shape: tuple[int, ...]) -> np.ndarray:
     """Return a column of nested lists as [n, *shape]; NaN for a null."""
-    if isinstance(column, pa.ChunkedArray):  # the result of combine_chunks for no rows or one chunk
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     flat = column
     for _ in shape:
         flat = flat.flatten()  # leaves nulls out
