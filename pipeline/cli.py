@@ -295,13 +295,22 @@ def add_flags(
 ) -> None:
     """Add a flag for each field of `model`, or for those in `names`; a flag not given is None.
 
-    Help lists the fields of the class itself before those of its base classes.
+    Help lists the fields of the class itself, then those of each base class under its title.
     """
-    for name in names or {**model.__annotations__, **model.model_fields}:
-        _add_flag(parser, name, model.model_fields[name])
+    if names is not None:
+        for name in names:
+            _add_flag(parser, name, model.model_fields[name])
+        return
+    for kind in model.__mro__:
+        own = [name for name in vars(kind).get("__annotations__", ()) if name in model.model_fields]
+        if issubclass(kind, BaseModel) and own:
+            title = kind.model_config.get("title")
+            group = parser if kind is model else parser.add_argument_group(title)
+            for name in own:
+                _add_flag(group, name, model.model_fields[name])
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add_flag(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
     flag, text = flag_of(name), field.description or ""
     if field.default is not None and not field.is_required():
         text = f"{text} (default {field.default})"

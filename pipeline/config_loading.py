@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from pipeline.choices import (
     CHECK_BELOW,
@@ -43,13 +51,22 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class SettingGroup(BaseModel):
-    """Settings that more than one job takes."""
+    """Settings that more than one job takes; `title` is their heading in `--help`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _own_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Put the fields of the class itself before those of its base classes."""
+        values: dict[str, Any] = dump(self)
+        names = {**type(self).__annotations__, **values}
+        return {name: values[name] for name in names if name in values}
 
 
 class AlignmentFlags(SettingGroup):
     """Settings by which images become faces."""
+
+    model_config = ConfigDict(title="alignment")
 
     prealigned: bool | None = Field(
         None, description="images are crops: resize without face detection (default: by the domain)"
@@ -99,6 +116,8 @@ def _image_fields(text: str) -> str:
 
 class ReadFlags(SettingGroup):
     """Settings of listing an input and reading its shards."""
+
+    model_config = ConfigDict(title="reading")
 
     files_per_shard: int = Field(
         FILES_PER_SHARD, ge=1, description="number of files of a folder in one shard"
