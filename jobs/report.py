@@ -75,7 +75,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     extras = report_extras(
         selection,
         data.numbers.faces,
-        data.extreme_ids,
+        data.pictured_ids,
         pictures=args.faces,
         threshold=args.duplicates,
         model_name=args.model,

@@ -55,7 +55,7 @@ print(table.nearest(best, k=3).to_string(index=False))
 # %% Report: one web page; pictures of people only on request
 everything = Selection(table)
 data = read_report_data(everything)
-extras = report_extras(everything, data.numbers.faces, data.extreme_ids, pictures=True)
+extras = report_extras(everything, data.numbers.faces, data.pictured_ids, pictures=True)
 (PLACE / "tour_report.html").write_text(report_html(data, extras), encoding="utf-8")
 
 # %% What to open

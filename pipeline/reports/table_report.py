@@ -70,16 +70,15 @@ class ReportData:
     selection: Selection
     numbers: Numbers
     compared: tuple[str, ...]  # metrics of quality
-    rank: str  # the one by which faces are the best and the worst
+    rank: str  # the one by which faces are the best and the worst; "" without a metric
     columns: tuple[str, ...]  # of `rows`
     rows: list[dict[str, Any]]
-    best: list[dict[str, Any]]
-    worst: list[dict[str, Any]]
+    pictured: dict[str, list[dict[str, Any]]]  # Best and Worst faces, or Examples without a rank
 
     @property
-    def extreme_ids(self) -> list[str]:
-        """Return the image ids of the best and the worst faces."""
-        return [str(row["image_id"]) for row in (*self.best, *self.worst)]
+    def pictured_ids(self) -> list[str]:
+        """Return the image ids of the faces whose pictures the report may have."""
+        return [str(row["image_id"]) for rows in self.pictured.values() for row in rows]
 
 
 def read_report_data(selection: Selection, rows: int = DEFAULT_ROWS) -> ReportData:
@@ -95,15 +94,18 @@ def read_report_data(selection: Selection, rows: int = DEFAULT_ROWS) -> ReportDa
     metrics = [each.name for each in METRICS if numbers.distribution(each.name)]
     columns = tuple(name for name in (*_TABLE_COLUMNS, *metrics) if name in present)
     chosen = ("image_id", *columns)
-    best: list[dict[str, Any]] = []
-    worst: list[dict[str, Any]] = []
+    sample = sampled_rows(selection, chosen, numbers.faces, rows)
     if rank:
         count = min(EXTREMES, (numbers.faces + 1) // 2)
         rising = BY_NAME[rank].higher_is_better
-        best = extreme_rows(selection, chosen, rank, count, highest=rising)
-        worst = extreme_rows(selection, chosen, rank, count, highest=not rising)
-    sample = sampled_rows(selection, chosen, numbers.faces, rows)
-    return ReportData(selection, numbers, tuple(compared), rank, columns, sample, best, worst)
+        pictured = {
+            name: extreme_rows(selection, chosen, rank, count, highest=highest)
+            for name, highest in (("Best", rising), ("Worst", not rising))
+        }
+    else:
+        count = min(2 * EXTREMES, len(sample))
+        pictured = {"Examples": [sample[i * len(sample) // count] for i in range(count)]}
+    return ReportData(selection, numbers, tuple(compared), rank, columns, sample, pictured)
 
 
 def report_html(data: ReportData, extras: ReportExtras | None = None) -> str:
@@ -159,7 +161,7 @@ def _context(data: ReportData, extras: ReportExtras) -> dict[str, Any]:
             ("steps", "Steps", "steps"),
             ("metrics", "Distributions", "histograms"),
             ("traits", "Kinds of face", "traits"),
-            ("extremes", "Best and worst", "extremes"),
+            ("extremes", context["extremes_title"], "extremes"),
             ("codes", "Map", "map"),
             ("duplicates", "Duplicates", "tiles"),
             ("faces", "Faces", "tiles"),
@@ -325,14 +327,16 @@ def _trait_chart(each: Curve, label: str) -> dict[str, Any]:
 
 
 def _extremes(data: ReportData, extras: ReportExtras) -> dict[str, Any]:
+    rank = BY_NAME[data.rank] if data.rank else None
     groups = [
         {"name": name, "faces": [_face(data, extras, row) for row in rows]}
-        for name, rows in (("Best", data.best), ("Worst", data.worst))
+        for name, rows in data.pictured.items()
         if rows
     ]
-    rank = BY_NAME[data.rank] if data.rank else None
     return {
-        "extremes": groups,
+        # Examples without pictures and metrics would be names alone.
+        "extremes": groups if rank or extras.pictures else [],
+        "extremes_title": "Best and worst" if rank else "Examples",
         "rank": f"{rank.label}, {_better(rank.higher_is_better)}" if rank else "",
         "rank_name": data.rank,
         "has_pictures": bool(extras.pictures),

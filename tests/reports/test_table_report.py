@@ -19,7 +19,8 @@ from jobs import report
 from pipeline.errors import RequestError
 from pipeline.models import load_model
 from pipeline.reports import table_report
-from pipeline.reports.report_extras import MOST_COMPARED, similar_faces
+from pipeline.reports.face_pictures import FacePicture
+from pipeline.reports.report_extras import MOST_COMPARED, ReportExtras, similar_faces
 from pipeline.reports.table_report import DEFAULT_ROWS, read_report_data, report_html
 from pipeline.storage import Store
 from pipeline.table import Columns, open_table
@@ -197,5 +198,11 @@ def test_a_table_without_metrics_is_reported(tmp_path: Path) -> None:
     text = page_of(tmp_path / "table")
     assert "All 3 faces." in text
     assert 'id="codes"' in text
-    assert 'id="extremes"' not in text
+    assert 'id="extremes"' not in text, "examples are shown with pictures alone"
     assert 'id="steps"' not in text
+    data = read_report_data(Selection(open_table(str(tmp_path / "table"))))
+    assert data.pictured_ids == [row["image_id"] for row in data.rows]
+    picture = FacePicture(None, b"jpeg")
+    text = report_html(data, ReportExtras(dict.fromkeys(data.pictured_ids, picture)))
+    assert "<h2>Examples</h2>" in text
+    assert text.count(base64.b64encode(b"jpeg").decode()) == 3
