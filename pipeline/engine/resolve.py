@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from pipeline.table import Columns, TableSpec, open_initial_table
 from pipeline.table.initial_codes import check_condition
 from pipeline.table.schema import IDENTITY
 from pipeline.table.spec import EARLIER_VALUES, SPEC_NAME, read_spec
-
-if TYPE_CHECKING:
-    pass
 
 # Increase it with each change of what the same weights and settings compute.
 NUMERICS_VERSION = 2
