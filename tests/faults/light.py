@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,12 @@ def plant(wreck: Wreck) -> None:
     count = 0
 
     def strike(point: str) -> None:
-        if count == wreck.nth and wreck.point == point:
+        if count != wreck.nth or wreck.point != point:
+            return
+        if wreck.signal == signal.SIGSTOP:
+            # To this thread: another one may take a process's signal after this one has gone on.
+            signal.pthread_kill(threading.get_ident(), wreck.signal)
+        else:
             os.kill(os.getpid(), wreck.signal)
 
     @contextmanager
