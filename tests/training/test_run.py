@@ -8,6 +8,7 @@ from pipeline.errors import FingerprintError, InputError
 from pipeline.inversion import invert
 from pipeline.models import load_checkpoint, load_model
 from pipeline.models.official_layout import read_parts
+from pipeline.models.state_files import read_model_file
 from pipeline.storage import Store
 from pipeline.training import run
 from pipeline.training.config import TrainConfig
@@ -84,7 +85,7 @@ def test_official_file_has_the_plans_weights(tmp_path, monkeypatch):
     earlier = EncoderPlan(images=ImageWeights(l2=2.0), w_norm=0.5)  # not the present defaults
     trained = Trained(model.encoder, model.encoder, best_images=8)
     done = write_models(config, earlier, model, trained, crops=4)
-    options = read_parts(torch.load(done["official"], weights_only=False), "official").options
+    options = read_parts(read_model_file(str(done["official"])), "official").options
     assert (options["l2_lambda"], options["lpips_lambda"]) == (2.0, 0.0)
     assert options["w_norm_lambda"] == 0.5
 
