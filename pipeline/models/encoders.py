@@ -31,6 +31,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,15 +103,15 @@ class IRSEBlock(nn.Module):
         return residual + shortcut
 
 
-class Body(nn.Module):
+class Body(nn.Module, ABC):
     """Stem, then residual blocks in four stages of `depths`."""
 
     depths: tuple[int, ...]
     body: nn.Sequential
 
+    @abstractmethod
     def stem(self, x: Tensor) -> Tensor:
         """Return the input of the first block for images [n, c, h, w]."""
-        raise NotImplementedError
 
     def features(self, x: Tensor) -> Iterator[Tensor]:  # [n, c, h, w]
         """Yield the map at the end of each of the four stages, largest first."""
